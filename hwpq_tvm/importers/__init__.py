@@ -1,0 +1,84 @@
+"""Importers: a model in one of the formats that users have -> `ImportedModel`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+from hwpq_tvm.errors import ImportModelError
+from hwpq_tvm.importers.imported_model import ImportedModel, ModelMetadata, ParameterSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["ImportedModel", "ModelMetadata", "ParameterSource", "import_model"]
+
+
+def import_model(
+    model: Union[str, os.PathLike[str], "PreTrainedModel"], *, max_batch: int = 1, max_seq_len: int = 2048
+) -> ImportedModel:
+    """Turn a causal language model into Relax functions over named weights.
+
+    Parameters
+    ----------
+    model
+        A folder as transformers' `save_pretrained` writes it (config.json, safetensors), a GGUF file, or a live
+        `PreTrainedModel`, which is not changed.
+    max_batch
+        Number of sequences that are computed together; 1 is all there is so far.
+    max_seq_len
+        Number of positions of the KV cache: prompt and answer together.
+
+    Returns
+    -------
+    The entries `prefill(input_ids (B, seq_len) int64, logits_at (num_logits,) int64, past_lengths (B,) int32,
+    kv_cache, *weights) -> (logits (B, num_logits, vocab) float32, kv_cache)` and `decode(input_ids (B, 1) int64,
+    past_lengths, kv_cache, *weights) -> (logits (B, 1, vocab), kv_cache)`, with where their weights are read.
+    `logits_at` are positions in `input_ids`; the cache is updated in place.
+
+    Raises
+    ------
+    ImportModelError
+        When there is no such model, it is damaged, or it can't be expressed.
+    """
+    if max_batch != 1:
+        raise ImportModelError(f"max_batch is {max_batch}: only 1 is supported so far")
+    if max_seq_len < 1:
+        raise ImportModelError(f"max_seq_len is {max_seq_len}: expected at least 1")
+    if isinstance(model, str | os.PathLike):
+        return _import_path(Path(model), max_batch, max_seq_len)
+
+    # Importing transformers' models takes seconds: a wrong path is told before that.
+    from transformers import PreTrainedModel
+
+    if isinstance(model, PreTrainedModel):
+        from hwpq_tvm.importers.huggingface import import_live_model
+
+        return import_live_model(model, max_batch=max_batch, max_seq_len=max_seq_len)
+    raise ImportModelError(
+        f"can't import a {type(model).__module__}.{type(model).__qualname__}: expected the folder of a transformers"
+        " model, a .gguf file, or a live transformers.PreTrainedModel"
+    )
+
+
+def _import_path(path: Path, max_batch: int, max_seq_len: int) -> ImportedModel:
+    if path.is_dir():
+        from hwpq_tvm.importers.huggingface import import_folder
+
+        return import_folder(path, max_batch=max_batch, max_seq_len=max_seq_len)
+    if not path.exists():
+        raise ImportModelError(
+            f"{path} does not exist: expected the folder of a transformers model or a .gguf file (models are not"
+            " downloaded by name)"
+        )
+    from hwpq_tvm.importers.gguf_file import MAGIC
+
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) == MAGIC:
+            from hwpq_tvm.importers.gguf import import_gguf
+
+            return import_gguf(path, max_batch=max_batch, max_seq_len=max_seq_len)
+    hint = " (give the folder that holds it)" if path.suffix in (".safetensors", ".json", ".bin") else ""
+    raise ImportModelError(
+        f"{path} is no model that can be imported: it does not start with {MAGIC.decode()!r}; expected a .gguf file or"
+        f" the folder of a transformers model{hint}"
+    )

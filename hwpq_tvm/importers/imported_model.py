@@ -1,0 +1,88 @@
+"""What every importer returns: a Relax module, where its weights come from, and what is known of the model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import tvm
+
+
+class ParameterSource(Protocol):
+    """Weights by name, read one at a time."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a weight, without reading it."""
+
+    def load(self, name: str) -> np.ndarray:
+        """Read one weight as a C-contiguous float32 array; the source keeps no copy of it.
+
+        The array may share memory with a live model: it is for reading only.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """What is known of a model apart from its computation.
+
+    Attributes
+    ----------
+    architecture
+        Class of the model, such as `LlamaForCausalLM`.
+    source
+        Where it was read from: a path, or the name of a live model.
+    source_bytes
+        Size of the weights there.
+    source_format
+        "safetensors", "gguf Q4_1" (the type that most weights have) or "torch".
+    vocab_size
+        Number of tokens that the logits tell apart.
+    eos_token_ids
+        Tokens that end a text; may be empty.
+    bos_token_id
+        Token that starts a text, None if there is none.
+    kv_cache_shape
+        `(layers, 2, batch, kv_heads, max_seq_len, head_dim)`, float32.
+    max_batch
+        Number of sequences that are computed together.
+    max_seq_len
+        Number of positions in the cache.
+    """
+
+    architecture: str
+    source: str
+    source_bytes: int
+    source_format: str
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    kv_cache_shape: tuple[int, ...]
+    max_batch: int
+    max_seq_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedModel:
+    """A model as Relax functions over named weights.
+
+    Attributes
+    ----------
+    module
+        The functions named in `entries` and the TensorIR functions that they call. An entry's attribute `num_input`
+        counts its inputs; the parameters behind them are weights, the same in the same order in every entry, each
+        named as in the model.
+    entries
+        Names of the entry functions: `("decode", "prefill")` for a causal language model.
+    parameters
+        Where the weights' values are read.
+    metadata
+        What else is known.
+    tokenizer_files
+        `tokenizer.json` and `tokenizer_config.json` (with the chat template) by name; empty if there is no tokenizer.
+    """
+
+    module: tvm.IRModule
+    entries: tuple[str, ...]
+    parameters: ParameterSource
+    metadata: ModelMetadata
+    tokenizer_files: Mapping[str, bytes]

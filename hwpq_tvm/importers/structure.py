@@ -1,0 +1,76 @@
+"""Models without weights: the modules of an architecture, built or copied without memory for their parameters."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from hwpq_tvm.errors import ImportModelError
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Give parameters that are registered inside no memory; buffers (rotary frequencies) keep their values."""
+    register = torch.nn.Module.register_parameter
+
+    def register_on_meta(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    torch.nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def build_structure(config: PretrainedConfig) -> PreTrainedModel:
+    """Build the causal language model that a configuration describes, with parameters on the meta device.
+
+    Raises
+    ------
+    ImportModelError
+        When transformers knows no causal language model for the configuration, or can't build it.
+    """
+    name = ", ".join(config.architectures or [config.model_type])
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ImportModelError(
+            f"architecture {name} is no causal language model of the installed transformers; {supported_models()}"
+        )
+    try:
+        with _parameters_on_meta():
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except Exception as error:
+        raise ImportModelError(f"transformers can't build {name} from its config.json: {error}") from error
+
+
+def supported_models() -> str:
+    """Say which models can be imported; ends the message of a refusal."""
+    return (
+        "supported are decoder-only models of torch.nn.Linear layers that attend causally through transformers'"
+        " attention interface: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and what is built like them"
+    )
+
+
+def copy_without_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy a model for tracing: float32 parameters that take no memory, buffers with values, in eval mode."""
+    memo: dict[int, Any] = {
+        id(parameter): torch.nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False)
+        for parameter in model.parameters()
+    }
+    for buffer in model.buffers():
+        dtype = torch.float32 if buffer.is_floating_point() else buffer.dtype
+        memo[id(buffer)] = buffer.detach().to("cpu", dtype, copy=True)
+    return copy.deepcopy(model, memo).eval()
+
+
+def parameter_aliases(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:
+    """All names of every parameter, by the first of them: tied weights are one parameter with several names."""
+    names: dict[int, tuple[str, ...]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)] = (*names.get(id(parameter), ()), name)
+    return {aliases[0]: aliases for aliases in names.values()}

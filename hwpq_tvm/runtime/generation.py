@@ -1,0 +1,151 @@
+"""Generating text: sampling, and the stream of pieces that `CompiledModel.generate` returns."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, Literal, TypeVar
+
+import numpy as np
+
+from ..errors import GenerationError
+from .manifest import GenerationSpec
+from .session import Session
+from .tokenizer import TextStream
+
+StopReason = Literal["end of text", "max_new_tokens", "max_seq_len"]
+Piece = TypeVar("Piece", str, int)
+
+
+def check_prompt(ids: Sequence[int] | np.ndarray, spec: GenerationSpec) -> list[int]:
+    """The prompt's ids as plain ints.
+
+    Raises
+    ------
+    GenerationError
+        When there are none, too many, or some that the vocabulary lacks.
+    """
+    array = np.asarray(ids)
+    if array.size == 0:
+        raise GenerationError("the prompt is empty: it needs at least one token.")
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise GenerationError(
+            f"the prompt is an array of shape {array.shape} and dtype {array.dtype}: expected a text, or a flat "
+            "sequence of integer token ids."
+        )
+    if len(array) > spec.max_seq_len:
+        raise GenerationError(
+            f"the prompt has {len(array)} tokens, the model was compiled for max_seq_len={spec.max_seq_len}. Shorten "
+            "it, or build with a larger max_seq_len."
+        )
+    bad = array[(array < 0) | (array >= spec.vocab_size)]
+    if bad.size:
+        raise GenerationError(f"token id {bad[0]} is out of the vocabulary: expected 0 to {spec.vocab_size - 1}.")
+    return [int(token) for token in array]
+
+
+def sampler(temperature: float, top_p: float, seed: int | None) -> Callable[[np.ndarray], int]:
+    """Function that picks a token from float32 logits `[vocab_size]`.
+
+    Parameters
+    ----------
+    temperature
+        0 picks the most likely token (the lowest id where several are); otherwise the logits are divided by it.
+    top_p
+        Only the most likely tokens whose probabilities sum to at least this are picked from.
+    seed
+        Seed of the random numbers; None takes one from the operating system.
+
+    Raises
+    ------
+    GenerationError
+        When temperature is negative or top_p not in (0, 1].
+    """
+    if not temperature >= 0 or not np.isfinite(temperature):
+        raise GenerationError(f"temperature={temperature}: expected 0 (the most likely token) or a positive number.")
+    if not 0 < top_p <= 1:
+        raise GenerationError(f"top_p={top_p}: expected more than 0 and at most 1.")
+    if seed is not None and seed < 0:
+        raise GenerationError(f"seed={seed}: expected None or a number that is not negative.")
+    if temperature == 0:
+        return lambda logits: int(np.argmax(logits))
+    generator = np.random.default_rng(seed)
+
+    def sample(logits: np.ndarray) -> int:
+        scaled = logits.astype(np.float64) / temperature
+        probabilities = np.exp(scaled - scaled.max())
+        probabilities /= probabilities.sum()
+        # Tokens below this bound sum to less than 1 - top_p, so those that are kept are among the others: few to sort.
+        order = np.flatnonzero(probabilities >= (1 - top_p) / len(probabilities))
+        if top_p < 1:
+            order = order[np.argsort(-probabilities[order], kind="stable")]
+        cumulative = np.cumsum(probabilities[order])
+        # The token that reaches top_p still counts; rounding may leave the sum below it.
+        count = min(int(np.searchsorted(cumulative, top_p)) + 1, len(order))
+        pick = np.searchsorted(cumulative[:count], generator.random() * cumulative[count - 1], side="right")
+        return int(order[min(int(pick), count - 1)])
+
+    return sample
+
+
+class Generation(Iterator[Piece], Generic[Piece]):
+    """Iterator over what a model writes: pieces of text for a text prompt, token ids for a prompt of ids.
+
+    Attributes
+    ----------
+    token_ids : list of int
+        Ids generated so far, without the end token.
+    stop_reason : str or None
+        None while more can come; then `"end of text"` (the model wrote an end token), `"max_new_tokens"`, or
+        `"max_seq_len"` (the KV cache is full).
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        prompt: Sequence[int],
+        spec: GenerationSpec,
+        *,
+        max_new_tokens: int,
+        pick: Callable[[np.ndarray], int],
+        text: TextStream | None,
+    ) -> None:
+        if max_new_tokens < 1:
+            raise GenerationError(f"max_new_tokens={max_new_tokens}: expected at least 1.")
+        self._spec = spec
+        self._max_new_tokens = max_new_tokens
+        self.token_ids: list[int] = []
+        self.stop_reason: StopReason | None = None
+        self._pieces: Iterator[Piece] = (
+            self._tokens(session, prompt, pick) if text is None else self._texts(session, prompt, pick, text)  # type: ignore[assignment]
+        )
+
+    def __iter__(self) -> "Generation[Piece]":
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def _tokens(self, session: Session, prompt: Sequence[int], pick: Callable[[np.ndarray], int]) -> Iterator[int]:
+        logits = session.prefill(prompt)[0]
+        while True:
+            token = pick(logits)
+            if token in self._spec.eos_token_ids:
+                self.stop_reason = "end of text"
+                return
+            self.token_ids.append(token)
+            # Known before the token is handed out, so that who stops reading after the last one sees it.
+            if len(self.token_ids) == self._max_new_tokens:
+                self.stop_reason = "max_new_tokens"
+            elif session.length == self._spec.max_seq_len:
+                self.stop_reason = "max_seq_len"
+            yield token
+            if self.stop_reason:
+                return
+            logits = session.decode(token)
+
+    def _texts(
+        self, session: Session, prompt: Sequence[int], pick: Callable[[np.ndarray], int], text: TextStream
+    ) -> Iterator[str]:
+        for token in self._tokens(session, prompt, pick):
+            if piece := text.add(token):
+                yield piece
+        if piece := text.finish():
+            yield piece

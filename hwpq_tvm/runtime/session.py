@@ -1,0 +1,84 @@
+"""One sequence on its way through a causal language model: the KV cache and how much of it is filled."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import GenerationError
+from .tvm_runtime import aligned_empty, as_array, as_tensor
+
+if TYPE_CHECKING:
+    from .compiled_model import CompiledModel
+
+
+class Session:
+    """Runs `prefill` and `decode` of a model on one sequence.
+
+    Parameters
+    ----------
+    model
+        A causal language model that was compiled for batch 1.
+
+    Raises
+    ------
+    GenerationError
+        When the model is not a causal language model, or was compiled for another batch size.
+    """
+
+    def __init__(self, model: "CompiledModel") -> None:
+        spec = model.generation
+        if spec.batch != 1:
+            raise GenerationError(f"the model was compiled for batch {spec.batch}: only batch 1 can be generated from.")
+        self._model = model
+        self._spec = spec
+        cache = aligned_empty(int(np.prod(spec.kv_cache_shape)) * np.dtype(spec.kv_cache_dtype).itemsize)
+        cache[...] = 0
+        self._cache = as_tensor(cache.view(spec.kv_cache_dtype).reshape(spec.kv_cache_shape))
+        # Inputs of `decode`: the same memory for every token.
+        self._token = as_tensor(np.zeros((1, 1), np.int64))
+        self._past = as_tensor(np.zeros(1, np.int32))
+        self._token_value, self._past_value = as_array(self._token), as_array(self._past)
+        self.length = 0
+
+    def reset(self) -> None:
+        """Start a new sequence. What the cache holds beyond the length is never read, so it stays."""
+        self.length = 0
+
+    def prefill(self, ids: Sequence[int] | np.ndarray, *, all_logits: bool = False) -> np.ndarray:
+        """Append `ids` to the sequence.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32 logits of the last id, or of every one: `[1 or len(ids), vocab_size]`.
+        """
+        count = len(ids)
+        self._check_room(count)
+        positions = np.arange(count) if all_logits else np.array([count - 1])
+        self._past_value[0] = self.length
+        logits, _ = self._model.call(
+            "prefill",
+            as_tensor(np.asarray(ids, np.int64).reshape(1, count)),
+            as_tensor(positions.astype(np.int64)),
+            self._past,
+            self._cache,
+        )
+        self.length += count
+        return as_array(logits)[0]
+
+    def decode(self, token: int) -> np.ndarray:
+        """Append one id; returns the float32 logits `[vocab_size]` of what may follow it."""
+        self._check_room(1)
+        self._token_value[0, 0] = token
+        self._past_value[0] = self.length
+        logits, _ = self._model.call("decode", self._token, self._past, self._cache)
+        self.length += 1
+        return as_array(logits)[0, 0]
+
+    def _check_room(self, count: int) -> None:
+        if self.length + count > self._spec.max_seq_len:
+            raise GenerationError(
+                f"{self.length + count} tokens don't fit: the model was compiled for max_seq_len="
+                f"{self._spec.max_seq_len}. Shorten the text, or build with a larger max_seq_len."
+            )

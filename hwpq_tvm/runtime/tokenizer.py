@@ -1,0 +1,117 @@
+"""Text to ids and back: the tokenizer of the source model, and pieces of text from a stream of ids."""
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from ..errors import DependencyError, GenerationError
+
+# What a byte-level tokenizer decodes an unfinished UTF-8 sequence to.
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class TextTokenizer:
+    """The tokenizer of a model.
+
+    Parameters
+    ----------
+    files
+        Tokenizer files by name; `tokenizer.json` is needed for text, `tokenizer_config.json` for chat.
+    """
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self._files = files
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        if "tokenizer.json" not in self._files:
+            raise GenerationError("the model has no tokenizer (tokenizer.json), so text can't be used; token ids can.")
+        try:
+            tokenizers = importlib.import_module("tokenizers")
+        except ImportError as error:
+            raise DependencyError("package tokenizers is not installed. Run: pip install tokenizers") from error
+        try:
+            return tokenizers.Tokenizer.from_str(self._files["tokenizer.json"].decode())
+        except Exception as error:  # tokenizers raises plain Exception
+            raise GenerationError(f"tokenizer.json can't be read ({error}); token ids can still be used.") from error
+
+    @cached_property
+    def _config(self) -> Mapping[str, Any]:
+        return json.loads(self._files.get("tokenizer_config.json", b"{}"))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model says how a conversation is written."""
+        return isinstance(self._config.get("chat_template"), str)
+
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """Ids of `text`, with the special tokens (such as a beginning-of-text mark) that the tokenizer adds."""
+        return self._tokenizer.encode(text, add_special_tokens=special_tokens).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def encode_chat(self, message: str) -> list[int]:
+        """Ids of a conversation in which the user said `message` and the model is to answer.
+
+        Raises
+        ------
+        GenerationError
+            When the model has no chat template, or it can't be rendered.
+        """
+        if not self.has_chat_template:
+            raise GenerationError("the model has no chat template; use the plain prompt instead.")
+        try:
+            sandbox = importlib.import_module("jinja2.sandbox")
+            jinja2 = importlib.import_module("jinja2")
+        except ImportError as error:
+            raise DependencyError("chat templates need the package jinja2. Run: pip install jinja2") from error
+        # The template comes with the model, so it may not touch anything: as transformers renders it.
+        environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        tokens = {name: _token_text(value) for name, value in self._config.items() if name.endswith("_token")}
+        try:
+            text = environment.from_string(self._config["chat_template"]).render(
+                messages=[{"role": "user", "content": message}], add_generation_prompt=True, **tokens
+            )
+        except jinja2.exceptions.TemplateError as error:
+            raise GenerationError(
+                f"the model's chat template fails ({error}); use the plain prompt instead."
+            ) from error
+        return self.encode(text, special_tokens=False)
+
+
+def _token_text(value: Any) -> Any:
+    return value.get("content") if isinstance(value, Mapping) else value
+
+
+class TextStream:
+    """Turns a stream of ids into pieces of text; characters whose bytes are not all there yet are held back.
+
+    A token's text depends on the tokens before it (a leading space, the bytes of one character spread over several
+    tokens), so a piece is the difference between two decodings that start at the same, recent token.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []  # ids of the last piece, then those since
+        self._context = 0  # how many of them belong to the last piece
+        self._shown = ""  # their text
+
+    def add(self, token: int) -> str:
+        """Piece of text that became certain with `token`; may be empty."""
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids)
+        if text.endswith(_REPLACEMENT) or len(text) <= len(self._shown):
+            return ""
+        piece = text[len(self._shown) :]
+        self._ids = self._ids[self._context :]
+        self._context = len(self._ids)
+        self._shown = self._tokenizer.decode(self._ids)
+        return piece
+
+    def finish(self) -> str:
+        """What was held back, unfinished characters as replacement characters."""
+        return self._tokenizer.decode(self._ids)[len(self._shown) :]

@@ -1,0 +1,76 @@
+"""A user's word for a target -> a `tvm.target.Target`. Parses only; what a target can run is `schedules.registry`'s."""
+
+import difflib
+import os
+
+import tvm
+from tvm.target import codegen
+
+from .errors import TargetError
+
+# Micro-architecture levels that a user can name: word -> what LLVM is told.
+_CPU_LEVELS: dict[str, dict[str, object]] = {
+    "x86-64": {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"},
+    "x86-64-v2": {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v2"},
+    "x86-64-v3": {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
+    "x86-64-v4": {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v4"},
+    "aarch64": {"mtriple": "aarch64-linux-gnu", "mcpu": "generic", "mattr": ["+neon", "+dotprod"]},
+}
+
+
+def host_cores() -> int:
+    """Cores this process may run on: the affinity mask counts, not the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def resolve_target(target: "str | tvm.target.Target", *, threads: int | None = None) -> tvm.target.Target:
+    """Turn a user's word into a Target.
+
+    Parameters
+    ----------
+    target
+        `"cpu"` (this machine), `"cpu:LEVEL"` with a level such as `x86-64-v3`, or a Target, taken as it is.
+    threads
+        Threads that the compiled model runs with; by default every core that this process may use.
+
+    Returns
+    -------
+    tvm.target.Target
+        A target of kind `llvm` with `num-cores` set.
+
+    Raises
+    ------
+    TargetError
+        When the word is unknown, or names a target that nothing is built for yet.
+    """
+    if threads is not None and threads < 1:
+        raise TargetError(f"threads={threads}: expected at least 1.")
+    cores = threads or host_cores()
+    if isinstance(target, tvm.target.Target):
+        if target.kind.name != "llvm":
+            raise TargetError(
+                f"target of kind {target.kind.name!r}: kernels exist for CPUs (kind 'llvm') only; use \"cpu\"."
+            )
+        return target if "num-cores" in target.attrs else tvm.target.Target({**target.export(), "num-cores": cores})
+    if target == "cpu":
+        return tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu(), "num-cores": cores})
+    if target.startswith("cpu:") and target[4:] in _CPU_LEVELS:
+        return tvm.target.Target({"kind": "llvm", **_CPU_LEVELS[target[4:]], "num-cores": cores})
+    if target == "cuda" or target.startswith(("cuda:", "nvidia/")):
+        raise TargetError(f'target {target!r}: there are no CUDA kernels in this version yet; use target="cpu".')
+    known = ["cpu", *(f"cpu:{level}" for level in _CPU_LEVELS)]
+    near = difflib.get_close_matches(target, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise TargetError(f"unknown target {target!r}: expected one of {', '.join(known)}.{hint}")
+
+
+def host_target(*, threads: int | None = None) -> tvm.target.Target:
+    """Target of this machine, on which calibration and compression run whatever the model is built for."""
+    return resolve_target("cpu", threads=threads)
+
+
+def cpu_features(target: tvm.target.Target) -> frozenset[str]:
+    """LLVM's names of the CPU features that code for `target` may use, such as `avx2`, `fma`, `dotprod`."""
+    if target.kind.name != "llvm":
+        return frozenset()
+    return frozenset(str(feature) for feature in codegen.llvm_get_cpu_features(target))

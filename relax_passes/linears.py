@@ -1,0 +1,135 @@
+"""Finds the linear layers and embedding look-ups of a Relax function by what they are: operator and operands."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import tvm
+from tvm import relax
+
+
+@dataclass(frozen=True, slots=True)
+class LinearCall:
+    """One `matmul(x, permute_dims(W))` of a Relax function.
+
+    Attributes
+    ----------
+    output
+        Variable that is bound to the product, `[*lead, N]`.
+    activation
+        Variable x, `[*lead, K]`.
+    weight
+        Parameter W of the function, `[N, K]`.
+    """
+
+    output: relax.Var
+    activation: relax.Var
+    weight: relax.Var
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(N, K)` of the weight: out_features and in_features."""
+        n, k = self.weight.ty.shape.values
+        return int(n), int(k)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingCall:
+    """One `take(W, ids, axis=0)` of token ids, the function's first input, on a matrix among its parameters.
+
+    The ids are the input itself; what is looked up may have seen a cast or a reshape of it, so `output` has as many
+    elements as `[*ids.shape, K]`, but maybe another shape.
+    """
+
+    output: relax.Var
+    ids: relax.Var
+    weight: relax.Var
+
+
+def layer_name(weight: str) -> str:
+    """Name of the layer that owns the parameter `weight`."""
+    return weight.removesuffix(".weight")
+
+
+def bindings(function: relax.Function) -> Iterator[relax.VarBinding]:
+    """All variable bindings of a function, in order."""
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            if isinstance(binding, relax.VarBinding):
+                yield binding
+
+
+def _is_call(expr: relax.Expr | None, op: str) -> bool:
+    return isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) and expr.op.name == op
+
+
+def _is_matrix(expr: relax.Expr) -> bool:
+    return (
+        isinstance(expr.ty, relax.TensorType)
+        and expr.ty.ndim == 2
+        and expr.ty.dtype == "float32"
+        and all(isinstance(dim, tvm.tirx.IntImm) for dim in expr.ty.shape.values)
+    )
+
+
+def find_linears(function: relax.Function) -> list[LinearCall]:
+    """Every `matmul(x, permute_dims(W))` whose W is a float32 matrix among the function's parameters."""
+    parameters = set(function.params)
+    values = {binding.var: binding.value for binding in bindings(function)}
+    found = []
+    for binding in bindings(function):
+        if not _is_call(binding.value, "relax.matmul"):
+            continue
+        activation, transposed = binding.value.args
+        value = values.get(transposed)
+        if not _is_call(value, "relax.permute_dims"):
+            continue
+        weight, axes = value.args[0], value.attrs.axes
+        if weight not in parameters or not _is_matrix(weight):
+            continue
+        if axes is None or [int(axis) % 2 for axis in axes] == [1, 0]:
+            found.append(LinearCall(binding.var, activation, weight))
+    return found
+
+
+def find_embeddings(function: relax.Function) -> list[EmbeddingCall]:
+    """Every look-up of the function's first input in a float32 matrix among its parameters."""
+    parameters = set(function.params)
+    values = {binding.var: binding.value for binding in bindings(function)}
+
+    def origin(ids: relax.Expr) -> relax.Expr:
+        while any(_is_call(values.get(ids), op) for op in ("relax.reshape", "relax.astype")):
+            ids = values[ids].args[0]
+        return ids
+
+    return [
+        EmbeddingCall(binding.var, function.params[0], binding.value.args[0])
+        for binding in bindings(function)
+        if _is_call(binding.value, "relax.take")
+        and binding.value.args[0] in parameters
+        and _is_matrix(binding.value.args[0])
+        and binding.value.attrs.axis == 0
+        and origin(binding.value.args[1]).same_as(function.params[0])
+    ]
+
+
+def output_projections(function: relax.Function, linears: list[LinearCall]) -> set[relax.Var]:
+    """Weights of the linears from which the function's first output is reached without passing another linear.
+
+    In a causal language model that is `lm_head`, whatever it is called and whatever follows it.
+    """
+    values = {binding.var: binding.value for binding in bindings(function)}
+    by_output = {linear.output: linear.weight for linear in linears}
+    root = function.body.body
+    while isinstance(value := values.get(root, root), relax.Tuple) and value.fields:
+        root = value.fields[0]
+    stack, seen, found = [root], set(), set()
+    while stack:
+        expr = stack.pop()
+        if not isinstance(expr, relax.Var):
+            continue
+        if expr in by_output:
+            found.add(by_output[expr])
+        elif expr not in seen:
+            seen.add(expr)
+            stack.extend(relax.analysis.free_vars(values[expr]) if expr in values else ())
+    return found

@@ -1,0 +1,105 @@
+"""The phases that every module goes through after compression: optimise, schedule, lower; and the build itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import tvm
+from tvm import relax
+
+from hwpq_tvm.schedules.registry import ScheduleChoice
+
+from .apply_schedules import ApplySchedules
+
+Dump = Callable[[str, tvm.IRModule], None]
+
+
+def no_dump(phase: str, mod: tvm.IRModule) -> None:
+    """The dump of those who asked for none."""
+
+
+def optimise(mod: tvm.IRModule) -> tvm.IRModule:
+    """Turn the operators that are left into TensorIR and fuse chains of them; our own kernels are left alone."""
+    return tvm.transform.Sequential(
+        [
+            relax.transform.CanonicalizeBindings(),
+            relax.transform.EliminateCommonSubexpr(),
+            relax.transform.LegalizeOps(),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FoldConstant(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
+            relax.transform.DeadCodeElimination(),
+        ]
+    )(mod)
+
+
+def lower(mod: tvm.IRModule, *, lazy: tuple[str, str] | None = None) -> tvm.IRModule:
+    """Lower Relax to what the virtual machine runs: destination passing, planned memory, resolved shapes.
+
+    Parameters
+    ----------
+    mod
+        A module of Relax functions and scheduled TensorIR.
+    lazy
+        Names of the packed functions that `transform_params` gets its parameters from, and gives its results to, one
+        by one; None for functions that take and return them.
+    """
+    # dataflow_lower_passes of the stock CPU pipeline is spelled out: in TVM 0.27 calling it raises.
+    passes = [
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+    ]
+    if lazy is not None:
+        passes.append(relax.transform.LazyTransformParams(fget_item=lazy[0], fset_item=lazy[1]))
+    passes += [
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+    return tvm.transform.Sequential(passes)(mod)
+
+
+def compile_module(
+    mod: tvm.IRModule,
+    target: tvm.target.Target,
+    library: Path,
+    *,
+    lazy: tuple[str, str] | None = None,
+    dump: Dump = no_dump,
+) -> dict[str, ScheduleChoice]:
+    """Take a module through the phases and write the shared library.
+
+    Parameters
+    ----------
+    mod
+        Entry functions and the kernels that they call, as descriptions.
+    target
+        What to compile for.
+    library
+        Where the `.so` goes.
+    lazy
+        As for `lower`.
+    dump
+        Called with the name of each phase and the module after it.
+
+    Returns
+    -------
+    dict
+        Name of each TensorIR function -> the schedule that was chosen.
+    """
+    with target:
+        mod = optimise(mod)
+        dump("optimise", mod)
+        schedules = ApplySchedules(target)
+        mod = schedules(mod)
+        dump("schedule", mod)
+        mod = lower(mod, lazy=lazy)
+        dump("lower", mod)
+    relax.build(mod, target, relax_pipeline=None).export_library(str(library))
+    return schedules.choices

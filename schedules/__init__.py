@@ -1,0 +1,1 @@
+"""TensorIR: packed weight formats, compression arithmetic, kernels, and the table of what exists."""

@@ -1,0 +1,144 @@
+"""Vectors of float32 inside generated CPU kernels: fused multiply-add, sums across lanes, exponential.
+
+All of it is LLVM IR that every target can lower (fewer lanes than a vector has are legalised), so the same kernels run
+on AVX2, AVX-512, NEON and plain SSE2.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+from tvm.target import Target
+from tvm.target.codegen import target_has_features
+from tvm.tirx import Shuffle
+
+Bind = Callable[[str, Any], Any]
+
+# exp(r) = 1 + r + r^2 * P(r) on |r| <= ln(2)/2, from Cephes' expf (relative error below 2e-7).
+_EXP_COEFFICIENTS = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
+_LOG2_E = 1.44269504088896341
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+# Adding 1.5 * 2^23 rounds a float32 to an integer and leaves that integer in the low bits.
+_ROUNDER = 12582912.0
+_ROUNDER_BITS = 0x4B400000
+
+
+def native_lanes(target: Target) -> int:
+    """Float32 lanes of the widest vector that the target has, at least 8."""
+    return 16 if target_has_features("avx512f", target) else 8
+
+
+def lanes_that_fit(size: int, lanes: int) -> int:
+    """The largest power of two that is at most `lanes` and at most `size`."""
+    while lanes > size:
+        lanes //= 2
+    return lanes
+
+
+def vector_type(dtype: str, lanes: int) -> str:
+    """Name of a vector type."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def splat(value: Any, lanes: int) -> Any:
+    """The same value in all lanes."""
+    return value if lanes == 1 else T.broadcast(value, lanes)
+
+
+def span(start: Any, lanes: int) -> Any:
+    """Index of `lanes` consecutive elements."""
+    return start if lanes == 1 else T.ramp(start, 1, lanes)
+
+
+def multiply_add(a: Any, b: Any, c: Any, lanes: int) -> Any:
+    """``a * b + c``, fused where the target can (``llvm.fma`` would call libm where it can't)."""
+    return T.call_llvm_pure_intrin(vector_type("float32", lanes), "llvm.fmuladd", a, b, c)
+
+
+def lane_sum(vector: Any, lanes: int, bind: Bind) -> Any:
+    """Sum of the lanes of a vector."""
+    return _fold(vector, lanes, bind, lambda a, b: a + b)
+
+
+def lane_max(vector: Any, lanes: int, bind: Bind) -> Any:
+    """Largest lane of a vector."""
+    return _fold(vector, lanes, bind, T.max)
+
+
+def _fold(vector: Any, lanes: int, bind: Bind, combine: Callable[[Any, Any], Any]) -> Any:
+    while lanes > 1:
+        lanes //= 2
+        low, high = Shuffle([vector], list(range(lanes))), Shuffle([vector], list(range(lanes, 2 * lanes)))
+        vector = bind("fold", combine(low, high))
+    return vector
+
+
+def sums_of_four(vectors: Sequence[Any], lanes: int, bind: Bind) -> Any:
+    """The lane sums of four vectors, as one vector of four: a transposed add, a third of the work of four sums."""
+    a, b, c, d = vectors
+    if lanes < 4:
+        return Shuffle([lane_sum(vector, lanes, bind) for vector in vectors], [0, 1, 2, 3])
+
+    def pair(left: Any, right: Any, low: Sequence[int], high: Sequence[int]) -> Any:
+        """Add two selections out of (left, right), the same in each quad; 0..3 mean left's lanes, 4..7 right's."""
+
+        def select(pattern: Sequence[int]) -> Any:
+            lane = [quad + i % 4 + (lanes if i > 3 else 0) for quad in range(0, lanes, 4) for i in pattern]
+            return Shuffle([left, right], lane)
+
+        return bind("pair", select(low) + select(high))
+
+    ab = pair(a, b, (0, 4, 1, 5), (2, 6, 3, 7))
+    cd = pair(c, d, (0, 4, 1, 5), (2, 6, 3, 7))
+    total = pair(ab, cd, (0, 1, 4, 5), (2, 3, 6, 7))
+    while lanes > 4:
+        lanes //= 2
+        total = bind("total", Shuffle([total], list(range(lanes))) + Shuffle([total], list(range(lanes, 2 * lanes))))
+    return total
+
+
+def exponential(x: Any, lanes: int, bind: Bind) -> Any:
+    """``exp(x)`` of float32 lanes, relative error below 3e-7; overflows to inf, underflows to 0, keeps NaN."""
+
+    def constant(value: float) -> Any:
+        return splat(T.float32(value), lanes)
+
+    def integer(value: int) -> Any:
+        return splat(T.int32(value), lanes)
+
+    def power_of_two(exponent: Any) -> Any:
+        return T.reinterpret(vector_type("float32", lanes), T.shift_left(exponent + integer(127), integer(23)))
+
+    # The constant comes first: TVM's max(a, b) is `a > b ? a : b`, which keeps a NaN in b.
+    x = bind("x", T.min(constant(89.0), T.max(constant(-104.0), x)))
+    rounded = bind("rounded", multiply_add(x, constant(_LOG2_E), constant(_ROUNDER), lanes))
+    n = bind("n", rounded - constant(_ROUNDER))
+    exponent = bind("exponent", T.reinterpret(vector_type("int32", lanes), rounded) - integer(_ROUNDER_BITS))
+    r = bind("r", multiply_add(n, constant(-_LN2_HIGH), x, lanes))
+    r = bind("r", multiply_add(n, constant(-_LN2_LOW), r, lanes))
+    y = constant(_EXP_COEFFICIENTS[0])
+    for coefficient in _EXP_COEFFICIENTS[1:]:
+        y = multiply_add(y, r, constant(coefficient), lanes)
+    y = bind("y", multiply_add(y, r * r, r + constant(1.0), lanes))
+    # Two factors, since 2^n alone leaves the range of float32 at both ends.
+    half = bind("half", T.shift_right(exponent, integer(1)))
+    return y * power_of_two(half) * power_of_two(exponent - half)
+
+
+def hyperbolic_tangent(x: Any, lanes: int, bind: Bind) -> Any:
+    """``tanh(x)`` of float32 lanes, absolute error below 3e-7."""
+    one, two = splat(T.float32(1.0), lanes), splat(T.float32(2.0), lanes)
+    return one - two / (exponential(bind("twice", x + x), lanes, bind) + one)
+
+
+def sigmoid(x: Any, lanes: int, bind: Bind) -> Any:
+    """``1 / (1 + exp(-x))`` of float32 lanes, relative error below 1e-6."""
+    one = splat(T.float32(1.0), lanes)
+    return one / (exponential(bind("negative", splat(T.float32(0.0), lanes) - x), lanes, bind) + one)

@@ -1,0 +1,51 @@
+"""The attribute that says what a kernel is: the one thing that passes, the registry and schedules match on.
+
+A description is a plain TensorIR function together with a small dictionary of integers, floats, strings and lists
+under ``hwpq.kernel``; its entry ``"op"`` names the kind ("linear", "attention", ...).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import tvm_ffi
+from tvm.tirx import PrimFunc
+
+KERNEL_ATTR = "hwpq.kernel"
+
+
+def describe(func: PrimFunc, *, op: str, **fields: int | float | str | bool | list[int]) -> PrimFunc:
+    """Attach a description to a TensorIR function.
+
+    Parameters
+    ----------
+    func
+        The unscheduled function.
+    op
+        What kind of kernel it is.
+    fields
+        What else tells one kernel from another of this kind: dimensions, formats.
+
+    Returns
+    -------
+    The function with the attribute ``hwpq.kernel``.
+    """
+    return func.with_attr(KERNEL_ATTR, {"op": op, **fields})
+
+
+def description(func: PrimFunc) -> dict[str, Any] | None:
+    """Read what `describe` attached; None for a function that is no kernel of ours."""
+    attrs = func.attrs
+    if attrs is None or KERNEL_ATTR not in attrs:
+        return None
+    return _plain(attrs[KERNEL_ATTR])
+
+
+def _plain(value: Any) -> Any:
+    """Turn TVM's containers into Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tvm_ffi.Array):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return str(value)
+    return value

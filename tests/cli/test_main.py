@@ -1,0 +1,229 @@
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_model import EOS, Reference, V, chain, random_weights, report
+
+from hwpq_tvm.cli import common, main, run
+from hwpq_tvm.cli.build import config_of
+from hwpq_tvm.config import HWPQConfig, LayerScheme
+from hwpq_tvm.errors import ConfigError
+
+
+def error_line(capsys, *arguments, code):
+    assert main.main([str(argument) for argument in arguments]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("\n")
+    (line,) = err.splitlines()
+    return line
+
+
+def output(capsys, *arguments):
+    assert main.main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr()
+
+
+def test_run_streams_text_and_says_why_it_ended(capsys, tiny, tmp_path):
+    tiny(*chain(ord("a"), *"b😀c".encode(), EOS)).save(tmp_path / "m")
+    out, err = output(capsys, "run", tmp_path / "m", "--prompt", "a")
+    assert out == "b😀c\n"
+    assert err == "[6 tokens, stopped at: end of text]\n"
+    out, err = output(capsys, "run", tmp_path / "m", "--prompt", "a", "--max-new-tokens", "1", "--threads", "1")
+    assert (out, err) == ("b\n", "[1 tokens, stopped at: max_new_tokens]\n")
+
+
+def test_run_passes_the_sampling_options_on(capsys, tiny_artifact):
+    arguments = ["run", tiny_artifact, "--prompt", "a", "--temperature", "2", "--max-new-tokens", "9"]
+    assert output(capsys, *arguments, "--seed", "1").out == output(capsys, *arguments, "--seed", "1").out
+    assert output(capsys, *arguments, "--seed", "1").out != output(capsys, *arguments, "--seed", "2").out
+    nearly_greedy = output(capsys, *arguments, "--seed", "1", "--top-p", "1e-9").out
+    expected = bytes(token for token in Reference(*random_weights(0)).greedy([97], 9) if token < 256)
+    assert nearly_greedy == expected.decode(errors="replace") + "\n"
+
+
+def test_eval_writes_the_json_of_the_design(capsys, tiny_artifact, tmp_path):
+    (tmp_path / "t.txt").write_text("Some text, read in windows of ten bytes.")
+    options = ["--text", tmp_path / "t.txt", "--window-length", "10", "--windows", "2", "--json", tmp_path / "r.json"]
+    out = output(capsys, "eval", tiny_artifact, *options).out
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert set(result) == {"perplexity", "tokens", "windows", "window_length"}
+    assert (result["tokens"], result["windows"], result["window_length"]) == (18, 2, 10)
+    assert out == f"perplexity {result['perplexity']:.4f} (18 tokens, 2 windows of at most 10)\n"
+
+
+def test_bench_writes_the_json_of_the_design(capsys, tiny_artifact, tmp_path):
+    options = ["--prompt-length", "8", "--new-tokens", "4", "--repeat", "1", "--json", tmp_path / "r.json"]
+    out = output(capsys, "bench", tiny_artifact, *options).out
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["weight_bytes"] == 8 * V * V
+    assert out.startswith(f"prefill {result['prefill_tokens_per_second']:.1f} tokens/s (8 tokens), decode ")
+
+
+def test_inspect_shows_every_layer_and_its_reason(capsys, tiny_artifact, tmp_path):
+    out = output(capsys, "inspect", tiny_artifact, "--json", tmp_path / "r.json").out
+    rows = {line.split()[0]: line for line in out.splitlines() if line.startswith("model.")}
+    assert "2:4 int8" in rows["model.up_proj"]
+    assert "0.2100" in rows["model.up_proj"]
+    assert "avx2.sparse24_int8.gemm (default), avx2.sparse24_int8.gemv (default)" in rows["model.up_proj"]
+    assert "ignored by '.*[od]dd_proj'" in rows["model.odd_proj"]
+    assert "warning: pruned by magnitude" in out
+    assert "5.50 bits per weight" in out
+    value = json.loads((tmp_path / "r.json").read_text())
+    keys = {"name", "shape", "scheme", "kernel", "schedule", "bits_per_weight", "relative_error", "skipped"}
+    assert keys <= set(value["layers"][0])
+    assert value["target"] == {"kind": "llvm", "num-cores": 2}
+    assert value["config"] == HWPQConfig().to_json()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "{absent}", "--prompt", "a"], "no such folder. Name one that `hwpq build --out`"),
+        (["run", "{artifact}", "--prompt", ""], "hwpq: error: the prompt is empty"),
+        (["run", "{artifact}", "--prompt", "a", "--threads", "0"], "threads=0: expected at least 1"),
+        (["eval", "{artifact}", "--text", "{absent}"], "can't be read (No such file or directory). Name a text file."),
+        (["eval", "{artifact}", "--text", "{binary}"], "is not UTF-8 text"),
+        (["bench", "{artifact}", "--repeat", "0"], "repeat=0"),
+        (["bench", "{artifact}"], "don't fit max_seq_len=24"),
+        (["inspect", "{artifact}", "--json", "{absent}/x.json"], "x.json: can't be written"),
+        (["build", "model"], "--out is missing"),
+        (["build", "model", "--out", "{binary}"], "binary: is not a folder"),
+        (["build", "model", "--config", "{absent}"], "can't be read"),
+        (["build", "model", "--config", "{binary}", "--dtype", "int8"], "exclude each other"),
+        (["build", "model", "--sparsity", "2:4", "--dtype", "float32"], "no packed format stores it"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, tiny_artifact, tmp_path, arguments, message):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    names = {"absent": tmp_path / "absent", "artifact": tiny_artifact, "binary": tmp_path / "binary"}
+    if "inspect" in arguments:
+        assert main.main([argument.format(**names) for argument in arguments]) == 2
+        assert message in capsys.readouterr().err
+    else:
+        assert message in error_line(capsys, *(argument.format(**names) for argument in arguments), code=2)
+
+
+def test_unknown_options_are_exit_code_2(capsys):
+    for arguments in ([], ["frobnicate"], ["run"], ["build", "m", "--dtype", "int3"]):
+        with pytest.raises(SystemExit) as error:
+            main.main(arguments)
+        assert error.value.code == 2
+        assert "usage: hwpq" in capsys.readouterr().err
+
+
+def test_our_own_errors_are_exit_code_1_and_show_their_origin_on_request(capsys, monkeypatch, tiny_artifact):
+    def fails(*_, **__):
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(run, "load_model", fails)
+    line = error_line(capsys, "run", tiny_artifact, "--prompt", "a", code=1)
+    assert line == (
+        "hwpq: internal error: ZeroDivisionError: division by zero Run again with --traceback, and report it."
+    )
+    assert main.main(["run", str(tiny_artifact), "--prompt", "a", "--traceback"]) == 1
+    err = capsys.readouterr().err
+    assert "in fails" in err
+    assert err.endswith("hwpq: internal error: ZeroDivisionError: division by zero\n")
+
+
+def test_interruption_is_exit_code_130(capsys, monkeypatch, tiny_artifact):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "load_model", interrupted)
+    assert error_line(capsys, "run", tiny_artifact, "--prompt", "a", code=130) == "hwpq: interrupted"
+
+
+def options_of(*arguments):
+    return main.parser().parse_args(["build", "model", *map(str, arguments)])
+
+
+def test_build_options_become_a_configuration(tmp_path):
+    assert config_of(options_of()) == HWPQConfig()
+    assert config_of(options_of("--sparsity", "none")) == HWPQConfig(default=LayerScheme(sparsity=None))
+    assert config_of(options_of("--metric", "magnitude")) == HWPQConfig(default=LayerScheme(metric="magnitude"))
+    dense = LayerScheme(sparsity=None, dtype="float32")
+    assert config_of(options_of("--dtype", "float32")) == HWPQConfig(default=dense, lm_head=dense)
+    config = HWPQConfig(ignore=(r".*\.o_proj",))
+    (tmp_path / "c.json").write_text(json.dumps(config.to_json()))
+    assert config_of(options_of("--config", tmp_path / "c.json")) == config
+    (tmp_path / "c.json").write_text("{}")
+    with pytest.raises(ConfigError):
+        config_of(options_of("--config", tmp_path / "c.json"))
+
+
+def test_build_calls_the_compiler_once_and_saves(capsys, compiler_stub, tiny, tmp_path):
+    calls = []
+
+    def build(*arguments, **options):
+        calls.append((arguments, options))
+        return tiny(*random_weights(0))
+
+    compiler_stub.build = build
+    arguments = ["--out", tmp_path / "m", "--calibration", "none", "--max-seq-len", "64", "--threads", "1"]
+    out = output(capsys, "build", "model", "--target", "cpu:x86-64-v3", *arguments).out
+    expected = {
+        "config": HWPQConfig(),
+        "calibration": None,
+        "max_seq_len": 64,
+        "threads": 1,
+        "debug_dump": None,
+    }
+    assert calls == [(("model", "cpu:x86-64-v3"), expected)]
+    assert f"written: {tmp_path / 'm'}" in out
+    assert output(capsys, "run", tmp_path / "m", "--prompt", "a", "--max-new-tokens", "2").out
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(capsys, compiler_stub, tmp_path):
+    calls = []
+
+    def plan(*arguments, **options):
+        calls.append((arguments, options))
+        return report()
+
+    compiler_stub.plan = plan
+    out = output(capsys, "build", "model", "--dry-run", "--out", tmp_path / "m").out
+    assert "model.up_proj" in out
+    assert not (tmp_path / "m").exists()
+    expected = {"config": HWPQConfig(), "calibration": "default", "max_seq_len": 2048}
+    assert calls == [(("model", "cpu"), expected)]
+
+
+def test_the_compiler_takes_what_it_is_given():
+    from hwpq_tvm import compiler
+
+    shared = {"config": HWPQConfig(), "calibration": None, "max_seq_len": 64}
+    inspect.signature(compiler.plan).bind("model", "cpu", **shared)
+    inspect.signature(compiler.build).bind("model", "cpu", **shared, threads=1, debug_dump=None)
+
+
+def test_the_program_starts_without_tvm_or_torch(tiny_artifact):
+    script = (
+        "import sys; from hwpq_tvm.cli.main import main; code = main(sys.argv[1:]); "
+        "assert not {'torch', 'tvm', 'transformers'} & set(sys.modules), 'heavy'; sys.exit(code)"
+    )
+    arguments = ["run", tiny_artifact, "--prompt", "a", "--max-new-tokens", "3"]
+    result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True)
+    assert result.returncode == 0, result.stderr.decode()
+    assert result.stdout
+
+
+def test_a_reader_that_leaves_is_no_error(tiny_artifact):
+    command = [sys.executable, "-m", "hwpq_tvm.cli.main", "inspect", tiny_artifact]
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert result.returncode == 1
+    assert result.stderr == b""
+
+
+def test_json_and_text_files(tmp_path):
+    common.write_json(tmp_path / "x.json", {"a": "é"})
+    assert json.loads(common.read_text(tmp_path / "x.json")) == {"a": "é"}
+    assert Path(tmp_path / "x.json").read_text().endswith("\n")

@@ -1,0 +1,49 @@
+"""Fixtures that tests of several folders share."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def tiny_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled code of tests/tiny_model.py."""
+    from tiny_model import compile_tiny_model
+
+    return compile_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def compiler_stub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stands for `hwpq_tvm.compiler` while a test runs: no torch, no minutes of work."""
+    import hwpq_tvm
+
+    stub = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "hwpq_tvm.compiler", stub)
+    monkeypatch.setattr(hwpq_tvm, "compiler", stub, raising=False)
+    return stub
+
+
+@pytest.fixture
+def tiny(tiny_library: Path) -> Callable:
+    """Function (table, history, **changes of the manifest) -> CompiledModel."""
+    from functools import partial
+
+    from tiny_model import make_model
+
+    return partial(make_model, tiny_library)
+
+
+@pytest.fixture
+def tiny_artifact(tiny: Callable, tmp_path: Path) -> Path:
+    """Artefact folder of a tiny model with random weights (seed 0)."""
+    from tiny_model import random_weights
+
+    path = tmp_path / "artifact"
+    tiny(*random_weights(0)).save(path)
+    return path

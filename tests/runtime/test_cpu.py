@@ -1,0 +1,39 @@
+import platform
+
+import pytest
+
+from hwpq_tvm.runtime import cpu
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="/proc/cpuinfo is Linux's")
+def test_this_machine_has_what_llvm_says_it_has():
+    from tvm.target import Target, codegen
+
+    target = Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()})
+    assert cpu.missing_features(map(str, codegen.llvm_get_cpu_features(target))) == ()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "required", "missing"),
+    [
+        ("x86_64", {"avx2", "fma"}, ["avx2", "fma"], ()),
+        ("x86_64", {"avx2", "avx512f"}, ["avx512vnni", "avx2", "sse4.1"], ("avx512vnni", "sse4.1")),
+        ("x86_64", {"sse4_1", "avx512_vnni"}, ["avx512vnni", "sse4.1", "cmov", "waitpkg"], ()),
+        ("aarch64", {"asimd"}, ["neon", "dotprod"], ("dotprod",)),
+        ("riscv64", {"v"}, ["avx2"], ()),
+    ],
+)
+def test_missing_features(monkeypatch, architecture, flags, required, missing):
+    monkeypatch.setattr(cpu, "architecture", lambda: architecture)
+    monkeypatch.setattr(cpu, "_kernel_flags", lambda: frozenset(flags))
+    assert cpu.missing_features(required) == missing
+
+
+def test_architecture_of_a_library(tmp_path, tiny_library):
+    assert cpu.library_architecture(tiny_library) == cpu.architecture()
+    header = bytearray(tiny_library.read_bytes()[:64])
+    header[18:20] = (183).to_bytes(2, "little")
+    (tmp_path / "arm.so").write_bytes(header)
+    assert cpu.library_architecture(tmp_path / "arm.so") == "aarch64"
+    (tmp_path / "text").write_text("no library")
+    assert cpu.library_architecture(tmp_path / "text") is None

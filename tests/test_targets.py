@@ -1,0 +1,51 @@
+"""Words for targets."""
+
+import pytest
+from tvm.target import Target
+
+from hwpq_tvm.errors import TargetError
+from hwpq_tvm.targets import cpu_features, host_cores, resolve_target
+
+
+def test_cpu_is_this_machine():
+    target = resolve_target("cpu")
+    assert target.kind.name == "llvm"
+    assert target.attrs["num-cores"] == host_cores()
+
+
+def test_threads_set_the_cores():
+    assert resolve_target("cpu", threads=3).attrs["num-cores"] == 3
+
+
+def test_levels_have_their_features():
+    assert {"avx2", "fma"} <= cpu_features(resolve_target("cpu:x86-64-v3"))
+    assert "avx2" not in cpu_features(resolve_target("cpu:x86-64-v2"))
+    assert "avx512f" in cpu_features(resolve_target("cpu:x86-64-v4"))
+    assert "dotprod" in cpu_features(resolve_target("cpu:aarch64"))
+
+
+def test_a_target_is_taken_as_it_is():
+    given = Target({"kind": "llvm", "mcpu": "x86-64-v3", "num-cores": 5})
+    assert resolve_target(given).export() == given.export()
+    assert resolve_target(Target({"kind": "llvm", "mcpu": "x86-64-v3"}), threads=2).attrs["num-cores"] == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("cpu:x86-64-v33", "Did you mean 'cpu:x86-64-v3'?"),
+        ("gpu", "expected one of cpu, cpu:x86-64"),
+        ("", "unknown target ''"),
+        ("cuda:sm_80", "no CUDA kernels"),
+        (Target({"kind": "cuda", "arch": "sm_80"}), "target of kind 'cuda'"),
+    ],
+)
+def test_what_is_unknown_is_refused(word, message):
+    with pytest.raises(TargetError) as error:
+        resolve_target(word)
+    assert message in str(error.value)
+
+
+def test_threads_have_to_be_positive():
+    with pytest.raises(TargetError, match="threads=0"):
+        resolve_target("cpu", threads=0)

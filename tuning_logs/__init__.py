@@ -1,0 +1,1 @@
+"""MetaSchedule databases that ship with the package, one folder per device."""
