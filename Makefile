@@ -27,7 +27,7 @@ test: $(VENV)/.package $(VENV)/.model $(VENV)/.test
 # Beside llama.cpp, which its package compiles (about ten minutes).
 bench: $(VENV)/.package $(VENV)/.model
 	$(PIP) llama-cpp-python
-	$(BIN)/python tests/benchmarks/llama_cpp.py
+	$(BIN)/python tests/benchmarks/against_llama_cpp.py
 
 $(VENV)/.dependencies: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -7,17 +7,23 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import tvm
 
+from .config import HWPQConfig, LayerScheme
 from .errors import CalibrationError
 from .importers import ImportedModel
 from .progress import track
+from .relax_passes.compress_linears import CompressLinears
 from .relax_passes.observe_inputs import OBSERVE, OUTPUT_NAMES, ObserveInputs
 from .relax_passes.pipeline import compile_module
+from .relax_passes.plan import make_plan
 from .runtime.tvm_runtime import VirtualMachine, as_array, as_tensor, use_threads
 from .targets import host_target
 
 WINDOW_LENGTH = 512
 WINDOWS = 8
+
+_FLOAT32 = HWPQConfig(default=LayerScheme(None, "float32"), lm_head=LayerScheme(None, "float32"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +124,10 @@ def observe(
         Sums over all tokens, added up in float64.
     """
     windows = list(windows)
-    mod = ObserveInputs("prefill", inputs)(imported.module)
+    mod = tvm.transform.Sequential([ObserveInputs("prefill", inputs)])(imported.module)
+    # Its linears run on the float32 kernel: TVM's stock matrix product would take minutes.
+    plan = make_plan(mod, (OBSERVE,), _FLOAT32, calibrated=False)
+    mod = tvm.transform.Sequential([CompressLinears(plan, (OBSERVE,))])(mod)
     function = mod[OBSERVE]
     names = [str(name) for name in function.attrs[OUTPUT_NAMES]]
     target = host_target()

@@ -97,7 +97,7 @@ def build(
 
     # 4. compress: kernels on packed parameters, and the transformation that makes those, run layer by layer.
     with clock("compress"):
-        mod = CompressLinears(planned, imported.entries)(imported.module)
+        mod = tvm.transform.Sequential([CompressLinears(planned, imported.entries)])(imported.module)
         dump("compress", mod)
         compressed = CompressedParameters({}, {})
         if packing_groups(planned):

@@ -16,7 +16,12 @@ def bar(label: str, total: int, enabled: bool) -> "Iterator[Progress]":
     """A progress bar of one task, with id 0, of `total` steps."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not (enabled and sys.stderr.isatty())
+        *columns,
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        refresh_per_second=2,  # a redraw takes time from what is being timed
+        disable=not (enabled and sys.stderr.isatty()),
     ) as progress:
         progress.add_task(label, total=total)
         yield progress

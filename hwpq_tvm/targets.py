@@ -1,12 +1,12 @@
 """A user's word for a target -> a `tvm.target.Target`. Parses only; what a target can run is `schedules.registry`'s."""
 
 import difflib
-import os
 
 import tvm
 from tvm.target import codegen
 
 from .errors import TargetError
+from .runtime.cpu import host_cores
 
 # Micro-architecture levels that a user can name: word -> what LLVM is told.
 _CPU_LEVELS: dict[str, dict[str, object]] = {
@@ -16,11 +16,6 @@ _CPU_LEVELS: dict[str, dict[str, object]] = {
     "x86-64-v4": {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v4"},
     "aarch64": {"mtriple": "aarch64-linux-gnu", "mcpu": "generic", "mattr": ["+neon", "+dotprod"]},
 }
-
-
-def host_cores() -> int:
-    """Cores this process may run on: the affinity mask counts, not the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def resolve_target(target: "str | tvm.target.Target", *, threads: int | None = None) -> tvm.target.Target:

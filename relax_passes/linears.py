@@ -81,7 +81,7 @@ def find_linears(function: relax.Function) -> list[LinearCall]:
             continue
         activation, transposed = binding.value.args
         value = values.get(transposed)
-        if not _is_call(value, "relax.permute_dims"):
+        if value is None or not _is_call(value, "relax.permute_dims"):
             continue
         weight, axes = value.args[0], value.attrs.axes
         if weight not in parameters or not _is_matrix(weight):

@@ -97,7 +97,7 @@ def compile_module(
         mod = optimise(mod)
         dump("optimise", mod)
         schedules = ApplySchedules(target)
-        mod = schedules(mod)
+        mod = tvm.transform.Sequential([schedules])(mod)
         dump("schedule", mod)
         mod = lower(mod, lazy=lazy)
         dump("lower", mod)

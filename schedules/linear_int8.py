@@ -199,8 +199,16 @@ def _linear_int8(weight_format: str, lead: tuple[int | str, ...], N: int, K: int
                 with nullcontext() if single else when(m < M):
                     store(out, to, value if offset is None else value + offset[n])
     sizes = [-1 if isinstance(size, str) else size for size in lead]
-    fields = {"weight_format": weight_format, "lead": sizes, "N": N, "K": K, "bias": bias, "rows_per_tile": tokens}
-    return describe(result[0], op="linear", **fields)
+    return describe(
+        result[0],
+        op="linear",
+        weight_format=weight_format,
+        lead=sizes,
+        N=N,
+        K=K,
+        bias=bias,
+        rows_per_tile=tokens,
+    )
 
 
 @functools.cache

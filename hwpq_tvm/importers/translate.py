@@ -38,7 +38,8 @@ class _AttentionCalls:
     def __call__(self, node: fx.Node, importer: Any) -> tuple[relax.Var, relax.Var]:
         """Convert one node (`custom_convert_map` of `from_exported_program`)."""
         query, key, value, past_lengths, cache = (importer.env[arg] for arg in node.args[:5])
-        layer, scale, window, softcap = node.args[5:]
+        constants: tuple[Any, ...] = node.args[5:]
+        layer, scale, window, softcap = constants
         builder = importer.block_builder
         layers, _, batch, kv_heads, max_len, head_dim = self.kv_cache_shape
         _, heads, length, _ = query.ty.shape.values

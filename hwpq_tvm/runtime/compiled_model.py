@@ -9,11 +9,12 @@ from typing import Any, overload
 import numpy as np
 
 from ..errors import ArtifactError, GenerationError
+from .cpu import host_cores
 from .generation import Generation, check_prompt, sampler
 from .manifest import GenerationSpec, Manifest, TensorSpec
 from .session import Session
 from .tokenizer import TextStream, TextTokenizer
-from .tvm_runtime import VirtualMachine, as_array, as_tensor, host_cores, use_threads
+from .tvm_runtime import VirtualMachine, as_array, as_tensor, use_threads
 
 
 class CompiledModel:

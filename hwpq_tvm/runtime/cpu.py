@@ -1,5 +1,6 @@
 """What this CPU can run, found without the compiler library, in LLVM's names of features."""
 
+import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
@@ -70,6 +71,11 @@ _NAMES = {"x86_64": _X86, "aarch64": _AARCH64}
 
 # ELF header: bytes 18-19 (little endian) name the architecture.
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
+
+
+def host_cores() -> int:
+    """Cores this process may run on: its affinity mask counts, not the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def architecture() -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DependencyError, HwpqError
+from .cpu import host_cores
 
 # Generated code loads whole vectors from its arguments: every tensor starts at a multiple of this many bytes.
 ALIGNMENT = 64
@@ -92,11 +93,6 @@ def as_array(tensor: Any) -> np.ndarray:
 
 
 _configured = threading.local()  # TVM keeps one pool per calling thread
-
-
-def host_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def use_threads(count: int) -> None:

@@ -116,8 +116,8 @@ def _gemm(x: Any, weight: Any, bias: Any, out: Any, *, M: Any, N: int, K: int, d
                         columns=COLUMNS,
                         K=depth,
                         lanes=lanes,
-                        load_a=lambda i, index, m=m, start=k_start: x[(*m[i], start + index)],
-                        load_b=lambda i, index, n=n, start=k_start: weight[n[i], start + index],
+                        load_a=lambda i, index: x[(*m[i], k_start + index)],  # noqa: B023 (called at once)
+                        load_b=lambda i, index: weight[n[i], k_start + index],  # noqa: B023
                     )
                     for i in range(rows):
                         with when(first + i < M):
