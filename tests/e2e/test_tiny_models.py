@@ -3,25 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import hwpq_tvm
 from hwpq_tvm import HWPQConfig, LayerScheme
+from hwpq_tvm.runtime.session import Session
+from tests.tiny_hf import tiny_llama, tiny_qwen2
 
 from .reference import reference_model
 
-SIZES = {
-    "vocab_size": 101,
-    "hidden_size": 36,
-    "intermediate_size": 54,  # not divisible by 4: down_proj can't be 2:4
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-}
+# 54 is not divisible by 4: down_proj can't be 2:4.
 MODELS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=False)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
+    "llama": lambda: tiny_llama(intermediate_size=54, tie_word_embeddings=False),
+    "qwen2": lambda: tiny_qwen2(intermediate_size=54, tie_word_embeddings=True),
 }
 CONFIGS = {
     "int8": HWPQConfig(default=LayerScheme(None, "int8")),
@@ -32,19 +25,13 @@ CONFIGS = {
 
 @pytest.fixture(scope="module", params=MODELS)
 def hf(request):
-    torch.manual_seed(7)
-    model = MODELS[request.param]().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            # Biases start as zeros and norms as ones: nothing would show that they are left out.
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return MODELS[request.param]()
 
 
 @pytest.mark.parametrize("scheme", CONFIGS)
 def test_logits_are_those_of_the_dequantized_model(hf, scheme):
     model = hwpq_tvm.build(hf, "cpu", config=CONFIGS[scheme], calibration=None, max_seq_len=48, progress=False)
-    ids = np.random.default_rng(3).integers(0, SIZES["vocab_size"], 33)
+    ids = np.random.default_rng(3).integers(0, hf.config.vocab_size, 33)
 
     def logits(reference):
         with torch.no_grad():
@@ -59,8 +46,6 @@ def test_logits_are_those_of_the_dequantized_model(hf, scheme):
     assert np.linalg.norm(model(ids) - expected) < 0.25 * noise
 
     # Prefill and decode are other kernels on the same cache: step by step they give the same logits.
-    from hwpq_tvm.runtime.session import Session
-
     session = Session(model)
     stepwise = [session.prefill(ids[:17])[0], *(session.decode(int(token)) for token in ids[17:])]
     assert np.linalg.norm(np.stack(stepwise) - expected[16:]) < 0.25 * noise
