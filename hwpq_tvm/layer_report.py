@@ -117,7 +117,7 @@ def _warnings(plan: Plan) -> list[str]:
     if pruned and weights < 1e9:
         found.append(
             f"{weights / 1e6:.0f} million weights are pruned 2:4 without reconstruction: on models this small that "
-            "multiplies perplexity; sparsity=None (dense int8) costs next to nothing"
+            "multiplies perplexity; dense int8 (sparsity=None) costs far less"
         )
     return found
 

@@ -6,9 +6,8 @@
 llama.cpp reads the GGUF file that the artefacts were built from (or `--gguf`), quantized to the formats asked for by
 its own quantizer. Both sides get the same prompt ids and number of threads. Nothing here runs in CI.
 
-Where llama.cpp crashes in a virtual machine whose CPU has AMX, build it without:
-    export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=ON"
-    pip install --no-binary llama-cpp-python llama-cpp-python
+llama.cpp's AMX code crashes in some virtual machines; `--no-repack` keeps its weights out of that code (it then uses
+AVX-512 and VNNI where the CPU has them).
 """
 
 import argparse
@@ -109,6 +108,19 @@ def theirs(file: Path, name: str, threads: int, context: int) -> Contestant:
     return Contestant(f"llama.cpp {name}", file.stat().st_size, prefill, lambda token: run([token]))
 
 
+def _keep_weights_as_they_are() -> None:
+    """Make llama.cpp load weights into its plain buffers: `llama_cpp.Llama` has no option for it."""
+    defaults = llama_cpp.llama_model_default_params
+
+    def plain() -> llama_cpp.llama_model_params:
+        params = defaults()
+        params.use_extra_bufts = False
+        return params
+
+    llama_cpp.llama_model_default_params = plain
+    llama_cpp.llama_cpp.llama_model_default_params = plain
+
+
 def quantized(source: Path, name: str, folder: Path) -> Path:
     """The GGUF file in another format, written by llama.cpp's quantizer."""
     file = folder / f"{source.stem}.{name}.gguf"
@@ -128,6 +140,7 @@ def arguments() -> argparse.Namespace:
         "--gguf", type=Path, help="the model for llama.cpp (default: what the first artefact came from)"
     )
     parser.add_argument("--format", action="append", choices=sorted(FORMATS), help="default Q8_0; may be repeated")
+    parser.add_argument("--no-repack", action="store_true", help="llama.cpp without AMX and repacked weights")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt-length", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=64)
@@ -143,6 +156,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print a table, write the JSON."""
     options = arguments()
+    if options.no_repack:
+        _keep_weights_as_they_are()
     context = options.prompt_length + options.new_tokens
     gguf = options.gguf or Path(str(load(options.artifacts[0]).manifest.source["path"]))
     with tempfile.TemporaryDirectory() as folder:

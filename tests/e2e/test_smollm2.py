@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+from importlib import resources
 
 import numpy as np
 import pytest
 import torch
+
+from hwpq_tvm.evaluate import perplexity
 
 from .reference import reference_model
 
@@ -50,12 +53,15 @@ def test_compressed_logits_are_those_of_the_dequantized_model(smollm2, smollm2_h
     assert np.linalg.norm(model(ids) - expected) < noise
 
 
-def test_int8_stays_close_to_float32(smollm2):
-    ids = smollm2("float32").tokenizer.encode(PROMPTS[2])
-    exact = smollm2("float32")(ids)
-    signal, noise = np.linalg.norm(exact), np.linalg.norm(smollm2("int8")(ids) - exact)
-    assert 20 * np.log10(signal / noise) > 20
-    assert smollm2("int8")(ids)[-1].argmax() == exact[-1].argmax()
+def test_perplexity_shows_what_each_scheme_costs(smollm2):
+    text = resources.files("hwpq_tvm").joinpath("data/evaluation.txt").read_text(encoding="utf-8")
+    found = {
+        scheme: perplexity(smollm2(scheme), text, windows=2, window_length=256).perplexity
+        for scheme in ("float32", "int8", "2:4 int8")
+    }
+    # int8 weights and activations cost a few percent, 2:4 without reconstruction a multiple of it all.
+    assert found["int8"] == pytest.approx(found["float32"], rel=0.1)
+    assert 2 < found["2:4 int8"] / found["float32"] < 12
 
 
 def test_the_report_tells_sizes_and_errors(smollm2):
@@ -63,7 +69,7 @@ def test_the_report_tells_sizes_and_errors(smollm2):
     pruned = [layer for layer in report["layers"] if layer["scheme"] == "2:4 int8"]
     assert len(pruned) == 210
     assert all(5.0 <= layer["bits_per_weight"] < 5.2 for layer in pruned)
-    assert all(0.05 < layer["relative_error"] < 0.6 for layer in pruned)
+    assert all(0.01 < layer["relative_error"] < 0.6 for layer in pruned)
     dense = [layer for layer in smollm2("int8").report["layers"] if layer["scheme"] == "dense int8"]
     assert len(dense) == 211
     assert all(layer["relative_error"] < 0.03 for layer in dense)
