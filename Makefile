@@ -24,10 +24,11 @@ test: $(VENV)/.package $(VENV)/.model $(VENV)/.test
 	$(BIN)/mypy -p hwpq_tvm
 	$(BIN)/pytest
 
-# Beside llama.cpp, which its package compiles (about ten minutes).
-bench: $(VENV)/.package $(VENV)/.model
+# The demo's models beside llama.cpp, which its package compiles (about ten minutes). BENCH: more options.
+BENCH ?=
+bench: demo
 	$(PIP) llama-cpp-python
-	$(BIN)/python tests/benchmarks/against_llama_cpp.py
+	$(BIN)/python tests/benchmarks/against_llama_cpp.py --format Q8_0 --format Q4_0 $(BENCH)
 
 $(VENV)/.dependencies: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
