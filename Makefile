@@ -18,10 +18,11 @@ SOURCES := $(shell find hwpq_tvm schedules relax_passes tuning_logs -name '*.py'
 demo: $(VENV)/.package $(VENV)/.model
 	$(BIN)/hwpq demo
 
+# mypy runs away from the sources, which lack the folders that are installed inside the package.
 test: $(VENV)/.package $(VENV)/.model $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy -p hwpq_tvm
+	cd $(VENV) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p hwpq_tvm
 	$(BIN)/pytest
 
 # The demo's models beside llama.cpp, which its package compiles (about ten minutes). BENCH: more options.

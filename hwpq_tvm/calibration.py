@@ -14,7 +14,8 @@ from .errors import CalibrationError
 from .importers import ImportedModel
 from .progress import track
 from .relax_passes.compress_linears import CompressLinears
-from .relax_passes.observe_inputs import OBSERVE, OUTPUT_NAMES, ObserveInputs
+from .relax_passes.linears import OUTPUT_NAMES
+from .relax_passes.observe_inputs import OBSERVE, ObserveInputs
 from .relax_passes.pipeline import compile_module
 from .relax_passes.plan import make_plan
 from .runtime.tvm_runtime import VirtualMachine, as_array, as_tensor, use_threads
@@ -33,7 +34,8 @@ class InputSquares:
     Attributes
     ----------
     sums
-        Name of each sum -> `s [K]` float64, `s[k] = sum over tokens of x[k]^2` (HWPQ.md, notation).
+        Name of each sum -> `s [K]` float64, `s[k] = sum over tokens of x[k]^2` (the diagonal of the
+        Hessian of the output error, arXiv 2501.16376).
     tokens
         How many tokens were seen.
     source
@@ -87,13 +89,21 @@ def calibration_windows(
         raise CalibrationError(f"calibration file {source} is empty: expected UTF-8 text, a few 10 KB of it.")
     if "tokenizer.json" not in imported.tokenizer_files:
         raise CalibrationError(
-            "the model comes without tokenizer.json, so calibration text can't be tokenized; add the tokenizer's files "
-            "to its folder, or switch calibration off (calibration=None, --calibration none)."
+            "the model comes without tokenizer.json, so calibration text can't be tokenized: give a folder to which "
+            "both model and tokenizer were written by save_pretrained, or switch calibration off (calibration=None, "
+            "--calibration none)."
         )
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(imported.tokenizer_files["tokenizer.json"].decode())
     ids = np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+    if ids.size == 0:
+        raise CalibrationError(f"calibration text {source}: the model's tokenizer makes no token of it.")
+    if ids.max() >= imported.metadata.vocab_size:
+        raise CalibrationError(
+            f"the tokenizer gives token {ids.max()}, but the model knows {imported.metadata.vocab_size} tokens: "
+            "tokenizer and model do not belong together; give the model's own tokenizer files."
+        )
     length = min(window_length, imported.metadata.max_seq_len)
     starts = range(0, max(len(ids) - length, 0) + 1, length)
     chosen = np.linspace(0, len(starts) - 1, min(windows, len(starts))).round().astype(int)

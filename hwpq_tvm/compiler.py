@@ -15,6 +15,7 @@ from tvm import relax, tirx
 from .calibration import InputSquares, calibration_windows, observe
 from .compression import CompressedParameters, run_transform
 from .config import HWPQConfig
+from .errors import ConfigError, ImportModelError
 from .importers import ImportedModel, import_model
 from .layer_report import build_report, plan_report
 from .relax_passes.compress_linears import TRANSFORM, CompressLinears, input_squares_name, packing_groups
@@ -22,7 +23,7 @@ from .relax_passes.pipeline import Dump, compile_module, no_dump
 from .relax_passes.plan import Plan, make_plan
 from .runtime.compiled_model import CompiledModel
 from .runtime.manifest import EntrySpec, GenerationSpec, Manifest, TensorSpec
-from .targets import cpu_features, resolve_target
+from .targets import check_native, cpu_features, resolve_target
 
 
 def build(
@@ -58,7 +59,7 @@ def build(
     threads
         Threads that the compiled model runs with; by default every core of this machine.
     work_dir
-        Folder for the compiled library until the model is saved; by default a temporary one.
+        Where the compiled library lies while the model lives; by default among the system's temporary files.
     debug_dump
         Folder that gets the module as TVMScript after each phase.
     progress
@@ -78,6 +79,7 @@ def build(
     clock = _Clock()
     dump = _dump_to(debug_dump)
     resolved = resolve_target(target, threads=threads)
+    check_native(resolved)
 
     # 1. import: the model as Relax, weights as parameters that are read when they are needed.
     with clock("import"):
@@ -109,11 +111,11 @@ def build(
 
     # 5 to 7. optimise, schedule, lower; then machine code.
     with clock("compile"):
-        # A temporary folder lives as long as the model that runs from it.
-        temporary = tempfile.TemporaryDirectory(prefix="hwpq-build-") if work_dir is None else None
-        folder = Path(temporary.name if temporary else work_dir or "")
-        folder.mkdir(parents=True, exist_ok=True)
-        library = folder / "model.so"
+        if work_dir is not None:
+            _folder(work_dir, "work_dir")
+        # A folder of its own, which lives as long as the model that runs from it: no build overwrites another's code.
+        temporary = tempfile.TemporaryDirectory(prefix="hwpq-build-", dir=work_dir)
+        library = Path(temporary.name) / "model.so"
         choices = compile_module(mod, resolved, library, dump=dump)
 
     manifest = _manifest(mod, resolved, config, imported, weights)
@@ -156,12 +158,21 @@ class _Clock:
         self.seconds[phase] = time.perf_counter() - start
 
 
+def _folder(path: "str | Path", option: str) -> Path:
+    """Make a folder that an option names."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{option}={folder}: can't be made a folder ({error.strerror}); name another one.") from error
+    return folder
+
+
 def _dump_to(folder: "str | Path | None") -> Dump:
     """A dump that writes numbered TVMScript files to `folder`."""
     if folder is None:
         return no_dump
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    path = _folder(folder, "debug_dump")
     count = 0
 
     def dump(phase: str, mod: tvm.IRModule) -> None:
@@ -189,7 +200,12 @@ def _weights(
     """Arrays of the function's weight arguments, in order: packed ones from compression, the rest from the model."""
     inputs = int(function.attrs["num_input"])
     names = [str(param.name) for param in function.params[inputs:]]
-    return {n: compressed.packed[n] if n in compressed.packed else imported.parameters.load(n) for n in names}
+    found = {n: compressed.packed[n] if n in compressed.packed else imported.parameters.load(n) for n in names}
+    if damaged := [n for n, array in found.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]:
+        raise ImportModelError(
+            f"{', '.join(damaged)}: infinite or not a number; the checkpoint is damaged, fetch or train it again."
+        )
+    return found
 
 
 def _tensor(name: str, type_: relax.TensorType) -> TensorSpec:

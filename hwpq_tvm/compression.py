@@ -11,9 +11,11 @@ import numpy as np
 import tvm
 import tvm_ffi
 
+from .errors import ImportModelError
 from .importers import ParameterSource
 from .progress import bar
-from .relax_passes.compress_linears import INPUT_SQUARES, OUTPUT_NAMES, STATISTICS, TRANSFORM
+from .relax_passes.compress_linears import INPUT_SQUARES, STATISTICS, TRANSFORM
+from .relax_passes.linears import OUTPUT_NAMES
 from .relax_passes.pipeline import Dump, compile_module, no_dump
 from .runtime.tvm_runtime import VirtualMachine, as_array, as_tensor, use_threads
 from .targets import host_target
@@ -63,6 +65,11 @@ def run_transform(
     -------
     CompressedParameters
         Everything the inference functions ask for beyond the weights that stay as they are.
+
+    Raises
+    ------
+    ImportModelError
+        When weights are infinite or not a number, naming all such layers.
     """
     function = mod[TRANSFORM]
     inputs = [(str(param.name), [int(dim) for dim in param.ty.shape.values]) for param in function.params]
@@ -106,4 +113,9 @@ def run_transform(
         finally:
             tvm_ffi.remove_global_func(get_name)
             tvm_ffi.remove_global_func(put_name)
+    if damaged := [name for name, sums in statistics.items() if not np.isfinite(sums).all()]:
+        raise ImportModelError(
+            f"{', '.join(damaged)}: weights or calibration sums that are infinite or not a number; the checkpoint is "
+            "damaged, fetch or train it again."
+        )
     return CompressedParameters(packed, statistics)

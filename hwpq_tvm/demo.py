@@ -67,7 +67,14 @@ def run_demo(work_dir: Path, console: Console, *, threads: int | None = None) ->
     source = find_model()
     console.print(f"model: {source.name} ({megabytes(source.stat().st_size)})", markup=False)
     artifacts = {name: _artifact(work_dir, name, source, threads, console) for name in _CONFIGS}
-    models = {name: load(artifact.path) for name, artifact in artifacts.items()}
+    models = {}
+    for name, artifact in artifacts.items():
+        try:
+            models[name] = load(artifact.path)
+        except ArtifactError as error:
+            console.print(f"{name}: {error}", markup=False)
+            artifacts[name] = _artifact(work_dir, name, source, threads, console, reuse=False)
+            models[name] = load(artifacts[name].path)
     if threads is not None:
         for model in models.values():
             model.threads = threads
@@ -113,14 +120,16 @@ def _evaluation_text() -> str:
     return (Path(__file__).parent / "data" / "evaluation.txt").read_text(encoding="utf-8")
 
 
-def _artifact(work_dir: Path, name: str, source: Path, threads: int | None, console: Console) -> _Artifact:
+def _artifact(
+    work_dir: Path, name: str, source: Path, threads: int | None, console: Console, *, reuse: bool = True
+) -> _Artifact:
     """The artefact of one variant: the one that is there when it was built from the same things, else a new one."""
     path = work_dir / name.replace(":", "").replace(" ", "-")
     note = path.with_name(f"{path.name}.json")
     key = _key(name, source, threads)
     try:
         known = json.loads(note.read_text())
-        if known["key"] == key and path.is_dir():
+        if reuse and known["key"] == key and path.is_dir():
             console.print(f"{name}: built before, taken from {path}", markup=False)
             return _Artifact(path, known["build_seconds"], built_now=False)
     except (OSError, ValueError, KeyError):

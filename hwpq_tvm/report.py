@@ -46,6 +46,8 @@ def model_lines(report: Mapping[str, Any]) -> list[str]:
     calibration = report.get("calibration") or {}
     if calibration.get("tokens"):
         lines.append(f"calibration: {calibration['tokens']} tokens of {calibration.get('source')}")
+    elif calibration:
+        lines.append("calibration: none was needed or wanted; relative errors are those of the weights, not of outputs")
     if seconds := report.get("seconds"):
         phases = ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
         lines.append(f"seconds: {sum(seconds.values()):.1f} ({phases})")

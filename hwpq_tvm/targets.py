@@ -5,8 +5,8 @@ import difflib
 import tvm
 from tvm.target import codegen
 
+from .cpu import architecture, host_cores
 from .errors import TargetError
-from .runtime.cpu import host_cores
 
 # Micro-architecture levels that a user can name: word -> what LLVM is told.
 _CPU_LEVELS: dict[str, dict[str, object]] = {
@@ -46,7 +46,11 @@ def resolve_target(target: "str | tvm.target.Target", *, threads: int | None = N
             raise TargetError(
                 f"target of kind {target.kind.name!r}: kernels exist for CPUs (kind 'llvm') only; use \"cpu\"."
             )
-        return target if "num-cores" in target.attrs else tvm.target.Target({**target.export(), "num-cores": cores})
+        if threads is None and "num-cores" in target.attrs:
+            return target
+        return tvm.target.Target({**target.export(), "num-cores": cores})
+    if not isinstance(target, str):
+        raise TargetError(f'target is a {type(target).__name__}: expected a word such as "cpu" or a tvm Target.')
     if target == "cpu":
         return tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu(), "num-cores": cores})
     if target.startswith("cpu:") and target[4:] in _CPU_LEVELS:
@@ -57,6 +61,16 @@ def resolve_target(target: "str | tvm.target.Target", *, threads: int | None = N
     near = difflib.get_close_matches(target, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise TargetError(f"unknown target {target!r}: expected one of {', '.join(known)}.{hint}")
+
+
+def check_native(target: tvm.target.Target) -> None:
+    """Raise TargetError when `target` is of another architecture than this machine: nothing links for it here."""
+    wanted = str(target.attrs.get("mtriple", architecture())).split("-", 1)[0]
+    if wanted != architecture():
+        raise TargetError(
+            f"target of architecture {wanted}, this machine is {architecture()}: models are not cross-compiled yet; "
+            f"build on a machine with {wanted}."
+        )
 
 
 def host_target(*, threads: int | None = None) -> tvm.target.Target:

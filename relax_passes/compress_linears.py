@@ -19,11 +19,10 @@ from hwpq_tvm.schedules.kernel_attr import description
 from hwpq_tvm.schedules.layouts.tiles import padded_in_features, padded_rows
 from hwpq_tvm.schedules.lead import row_count
 
-from .linears import EmbeddingCall, LinearCall, find_embeddings, find_linears
+from .linears import OUTPUT_NAMES, EmbeddingCall, LinearCall, find_embeddings, find_linears
 from .plan import LinearGroup, Plan
 
 TRANSFORM = "transform_params"
-OUTPUT_NAMES = "hwpq.outputs"
 STATISTICS = ".statistics"
 INPUT_SQUARES = ".input_squares"
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax
 
+# Attribute of a function that returns a tuple: the names of its outputs, in order.
+OUTPUT_NAMES = "hwpq.outputs"
+
 
 @dataclass(frozen=True, slots=True)
 class LinearCall:

@@ -4,10 +4,9 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from .linears import find_linears
+from .linears import OUTPUT_NAMES, find_linears
 
 OBSERVE = "observe"
-OUTPUT_NAMES = "hwpq.outputs"
 
 
 @mutator

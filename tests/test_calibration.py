@@ -14,13 +14,13 @@ from hwpq_tvm.importers import import_model
 from tests.tiny_hf import tiny_llama
 
 
-def with_tokenizer(max_seq_len=64):
+def with_tokenizer(max_seq_len=64, vocab_size=1000):
     """Something with a tokenizer of words `w0` to `w999`, each its own number."""
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(1000)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return SimpleNamespace(
         tokenizer_files={"tokenizer.json": json.dumps(json.loads(tokenizer.to_str())).encode()},
-        metadata=SimpleNamespace(max_seq_len=max_seq_len),
+        metadata=SimpleNamespace(max_seq_len=max_seq_len, vocab_size=vocab_size),
     )
 
 
@@ -74,6 +74,20 @@ def test_bad_files_are_refused(tmp_path, content, words):
         calibration_windows(path, with_tokenizer())
     assert words in str(error.value)
     assert str(path) in str(error.value)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    with pytest.raises(CalibrationError, match="gives token 49, but the model knows 49 tokens"):
+        calibration_windows(text_file(tmp_path, 50), with_tokenizer(vocab_size=49))
+
+
+def test_a_text_without_tokens_is_refused(tmp_path):
+    imported = with_tokenizer()
+    tokenizer = Tokenizer(models.BPE({"a": 0}, []))
+    imported.tokenizer_files = {"tokenizer.json": tokenizer.to_str().encode()}
+    (tmp_path / "text.txt").write_text("bcd")
+    with pytest.raises(CalibrationError, match="makes no token of it"):
+        calibration_windows(tmp_path / "text.txt", imported)
 
 
 def test_without_a_tokenizer_text_is_refused():

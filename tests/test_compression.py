@@ -1,9 +1,11 @@
 """The transformation of weights, run: numbers against NumPy, one layer at a time."""
 
 import numpy as np
+import pytest
 
 from hwpq_tvm.compression import run_transform
 from hwpq_tvm.config import HWPQConfig
+from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.relax_passes.compress_linears import CompressLinears
 from hwpq_tvm.relax_passes.plan import make_plan
 from hwpq_tvm.schedules.layouts import dense_int8, sparse24_int8
@@ -27,6 +29,15 @@ class Weights:
     def load(self, name):
         self.reads.append(name)
         return self.values[name]
+
+
+def test_damaged_weights_are_refused_by_name():
+    plan = make_plan(TinyLM, ENTRIES, HWPQConfig(), calibrated=True)
+    weights = Weights()
+    weights.values["q"][3, 5] = np.nan
+    weights.values["odd"][0, 0] = np.inf
+    with pytest.raises(ImportModelError, match=r"^(q, odd|odd, q): weights or calibration sums that are infinite"):
+        run_transform(CompressLinears(plan, ENTRIES)(TinyLM), weights, {}, progress=False)
 
 
 def kept_and_quantized(W, s):

@@ -3,8 +3,9 @@
 import pytest
 from tvm.target import Target
 
+from hwpq_tvm.cpu import architecture, host_cores
 from hwpq_tvm.errors import TargetError
-from hwpq_tvm.targets import cpu_features, host_cores, resolve_target
+from hwpq_tvm.targets import check_native, cpu_features, resolve_target
 
 
 def test_cpu_is_this_machine():
@@ -36,6 +37,7 @@ def test_a_target_is_taken_as_it_is():
         ("cpu:x86-64-v33", "Did you mean 'cpu:x86-64-v3'?"),
         ("gpu", "expected one of cpu, cpu:x86-64"),
         ("", "unknown target ''"),
+        (None, "target is a NoneType"),
         ("cuda:sm_80", "no CUDA kernels"),
         (Target({"kind": "cuda", "arch": "sm_80"}), "target of kind 'cuda'"),
     ],
@@ -44,6 +46,18 @@ def test_what_is_unknown_is_refused(word, message):
     with pytest.raises(TargetError) as error:
         resolve_target(word)
     assert message in str(error.value)
+
+
+def test_threads_overrule_a_given_target():
+    given = Target({"kind": "llvm", "mcpu": "x86-64-v3", "num-cores": 8})
+    assert resolve_target(given, threads=2).attrs["num-cores"] == 2
+
+
+def test_nothing_is_built_for_another_architecture():
+    check_native(resolve_target("cpu"))
+    other = "cpu:aarch64" if architecture() == "x86_64" else "cpu:x86-64-v3"
+    with pytest.raises(TargetError, match="not cross-compiled"):
+        check_native(resolve_target(other))
 
 
 def test_threads_have_to_be_positive():

@@ -72,11 +72,15 @@ def _import_path(path: Path, max_batch: int, max_seq_len: int) -> ImportedModel:
         )
     from hwpq_tvm.importers.gguf_file import MAGIC
 
-    with path.open("rb") as file:
-        if file.read(len(MAGIC)) == MAGIC:
-            from hwpq_tvm.importers.gguf import import_gguf
+    try:
+        with path.open("rb") as file:
+            is_gguf = file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise ImportModelError(f"{path} can't be read ({error.strerror}): check its permissions") from error
+    if is_gguf:
+        from hwpq_tvm.importers.gguf import import_gguf
 
-            return import_gguf(path, max_batch=max_batch, max_seq_len=max_seq_len)
+        return import_gguf(path, max_batch=max_batch, max_seq_len=max_seq_len)
     hint = " (give the folder that holds it)" if path.suffix in (".safetensors", ".json", ".bin") else ""
     raise ImportModelError(
         f"{path} is no model that can be imported: it does not start with {MAGIC.decode()!r}; expected a .gguf file or"

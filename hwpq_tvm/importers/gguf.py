@@ -129,8 +129,11 @@ def _check_rotary(file: GGUFFile, value: Any) -> None:
     """Refuse rotary embeddings that the configuration made here would not describe."""
     head_dim = value("attention.key_length", value("embedding_length") // value("attention.head_count"))
     problems = []
-    if value("rope.scaling.type", "none") != "none":
-        problems.append(f"are scaled ({value('rope.scaling.type')})")
+    # A factor without a type means linear scaling, as it did before types existed.
+    factor = value("rope.scaling.factor", value("rope.scale_linear", 0.0))
+    scaling = value("rope.scaling.type", "none" if factor in (0.0, 1.0) else "linear")
+    if scaling != "none":
+        problems.append(f"are scaled ({scaling})")
     if "rope_freqs.weight" in file.tensors:
         problems.append("have frequencies of their own (rope_freqs.weight)")
     if value("rope.dimension_count", head_dim) != head_dim:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize
+from gguf.quants import _type_traits, dequantize
 
 from hwpq_tvm.errors import ImportModelError
 
@@ -62,7 +62,7 @@ class GGUFFile:
         self._position = 4
         try:
             self.metadata, self.tensors = self._read_header()
-        except (struct.error, IndexError, UnicodeDecodeError, KeyError, ValueError) as error:
+        except (struct.error, LookupError, ArithmeticError, RecursionError, ValueError, TypeError) as error:
             raise ImportModelError(
                 f"the header of {path} can't be read ({type(error).__name__}: {error}): the file is damaged or was not"
                 " copied whole; fetch it again"
@@ -118,8 +118,11 @@ class GGUFFile:
         for _ in range(tensor_count):
             name = self._string()
             dims = [self._unpack("<Q") for _ in range(self._unpack("<I"))]
-            kind, offset = self._unpack("<IQ")
-            entries.append((name, tuple(reversed(dims)), GGMLQuantizationType(kind), offset))
+            number, offset = self._unpack("<IQ")
+            kind = GGMLQuantizationType(number)
+            if kind not in _PLAIN and kind not in _type_traits:
+                raise ValueError(f"tensor {name} is of type {kind.name}, which the gguf package can't read")
+            entries.append((name, tuple(reversed(dims)), kind, offset))
         alignment = metadata.get("general.alignment", 32)
         start = -(-self._position // alignment) * alignment
         tensors = {}

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,10 +11,14 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hwpq_tvm.errors import ImportModelError
 
+# What is replaced below belongs to the whole process: one import at a time.
+_patching = threading.RLock()
+
 
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
     """Give parameters that are registered inside no memory; buffers (rotary frequencies) keep their values."""
+    _patching.acquire()
     register = torch.nn.Module.register_parameter
 
     def register_on_meta(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
@@ -26,6 +31,7 @@ def _parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+        _patching.release()
 
 
 def build_structure(config: PretrainedConfig) -> PreTrainedModel:

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..cpu import architecture, library_architecture, missing_features
 from ..errors import ArtifactError, TargetError
 from ..versions import installed_version
 from .compiled_model import CompiledModel
-from .cpu import architecture, library_architecture, missing_features
 from .manifest import Manifest
 from .tensor_file import read_tensors, write_tensors
 
@@ -71,7 +71,7 @@ def _write(model: CompiledModel, folder: Path) -> None:
     files = {PARAMS: write_tensors(folder / PARAMS, model.params)}
     shutil.copyfile(model.library, folder / LIBRARY)
     files[LIBRARY] = _sha256(folder / LIBRARY)
-    texts = {REPORT: (json.dumps(model.report, indent=2) + "\n").encode(), **model.tokenizer_files}
+    texts = {REPORT: (json.dumps(model.report, indent=2, allow_nan=False) + "\n").encode(), **model.tokenizer_files}
     for name, content in texts.items():
         (folder / name).write_bytes(content)
         files[name] = hashlib.sha256(content).hexdigest()
@@ -88,13 +88,15 @@ def _put_in_place(temporary: Path, path: Path) -> None:
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
     try:
         path.rename(old)  # an empty folder is replaced
-        try:
-            temporary.rename(path)
-        except OSError:
-            old.rename(path)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    except OSError:
+        old.rmdir()
+        raise
+    try:
+        temporary.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:

@@ -1,6 +1,7 @@
 """A compiled model: its code, weights and manifest, ready to run."""
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any, overload
 
 import numpy as np
 
+from ..cpu import host_cores, missing_features
 from ..errors import ArtifactError, GenerationError
-from .cpu import host_cores
 from .generation import Generation, check_prompt, sampler
 from .manifest import GenerationSpec, Manifest, TensorSpec
 from .session import Session
@@ -60,6 +61,8 @@ class CompiledModel:
         machine = VirtualMachine(library)
         self._entries = {name: machine.entry(name) for name in manifest.entries}
         self._threads: int | None = None
+        self._lock = threading.Lock()
+        self._missing = missing_features(manifest.required_features)
 
     @property
     def target(self) -> Mapping[str, Any]:
@@ -112,9 +115,21 @@ class CompiledModel:
         self._threads = min(count, host_cores())
 
     def call(self, entry: str, *inputs: Any) -> Any:
-        """Run an entry function on TVM tensors, the weights appended; nothing is checked or copied."""
-        use_threads(self.threads)
-        return self._entries[entry](*inputs, *self._params)
+        """Run an entry function on TVM tensors, the weights appended; nothing is copied.
+
+        Raises
+        ------
+        GenerationError
+            When the code was compiled for another CPU than this one.
+        """
+        if self._missing:
+            raise GenerationError(
+                f"this CPU lacks {', '.join(self._missing)}, which the model was compiled for: build it for this "
+                'machine (target "cpu"), or save it and load it on a CPU that has them.'
+            )
+        with self._lock:  # the virtual machine keeps its frames in itself: one call at a time
+            use_threads(self.threads)
+            return self._entries[entry](*inputs, *self._params)
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the model.
@@ -225,7 +240,7 @@ class CompiledModel:
             if not prompt_or_ids:
                 raise GenerationError("the prompt is empty: it needs at least one token.")
             ids = self.tokenizer.encode_chat(prompt_or_ids) if chat else self.tokenizer.encode(prompt_or_ids)
-            text = TextStream(self.tokenizer)
+            text = TextStream(self.tokenizer, ids)
         else:
             if chat:
                 raise GenerationError("chat=True needs a text, and the prompt is token ids.")

@@ -69,8 +69,9 @@ def sampler(temperature: float, top_p: float, seed: int | None) -> Callable[[np.
     generator = np.random.default_rng(seed)
 
     def sample(logits: np.ndarray) -> int:
-        scaled = logits.astype(np.float64) / temperature
-        probabilities = np.exp(scaled - scaled.max())
+        exact = logits.astype(np.float64)
+        with np.errstate(over="ignore"):  # a tiny temperature makes the others infinitely unlikely
+            probabilities = np.exp((exact - exact.max()) / temperature)
         probabilities /= probabilities.sum()
         # Tokens below this bound sum to less than 1 - top_p, so those that are kept are among the others: few to sort.
         order = np.flatnonzero(probabilities >= (1 - top_p) / len(probabilities))

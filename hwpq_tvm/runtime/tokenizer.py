@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from ..errors import DependencyError, GenerationError
+
+# Ids of the prompt that the first piece of text is decoded with.
+_PROMPT_CONTEXT = 8
 
 # What a byte-level tokenizer decodes an unfinished UTF-8 sequence to.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -94,11 +99,13 @@ class TextStream:
     tokens), so a piece is the difference between two decodings that start at the same, recent token.
     """
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
+    def __init__(self, tokenizer: TextTokenizer, prompt: Sequence[int] | np.ndarray = ()) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []  # ids of the last piece, then those since
-        self._context = 0  # how many of them belong to the last piece
-        self._shown = ""  # their text
+        # Ids of the last piece, then those since. The end of the prompt is the first "last piece": decoders of
+        # sentencepiece tokenizers drop a space at the beginning of what they decode, which here is no beginning.
+        self._ids = [int(token) for token in prompt[-_PROMPT_CONTEXT:]]
+        self._context = len(self._ids)  # how many of them belong to the last piece
+        self._shown = tokenizer.decode(self._ids) if self._ids else ""  # their text
 
     def add(self, token: int) -> str:
         """Piece of text that became certain with `token`; may be empty."""

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from ..cpu import host_cores
 from ..errors import DependencyError, HwpqError
-from .cpu import host_cores
 
 # Generated code loads whole vectors from its arguments: every tensor starts at a multiple of this many bytes.
 ALIGNMENT = 64

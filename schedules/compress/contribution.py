@@ -13,8 +13,6 @@ CONTRIBUTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "magnitude": lambda w, s: w * w,
 }
 
-METRICS = tuple(CONTRIBUTIONS)
-
 
 def contribution(metric: str, w: Any, s: Any) -> Any:
     """Score a weight; an exact zero is below everything, so that groups that are 2:4 already lose nothing."""

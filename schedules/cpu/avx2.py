@@ -11,8 +11,6 @@ from hwpq_tvm.schedules.layouts.tiles import STEP, VECTOR
 from hwpq_tvm.schedules.linear_int8 import tile_function
 from hwpq_tvm.schedules.tir_builder import let, store
 
-FEATURES = frozenset({"avx2"})
-
 CACHE_LINE = 64
 
 

@@ -49,8 +49,8 @@ def schedule(func: PrimFunc, target: Target) -> PrimFunc:
     del target  # LLVM knows its vectors; nothing here depends on it.
     try:
         scheduled = _scheduled(func)
-    except (RuntimeError, ValueError) as error:
-        logger.debug("left as it is: %s", error)
+    except ScheduleError as error:
+        logger.warning("a function that TVM made stays unscheduled, slow but right: %s", error)
         scheduled = func
     return with_fast_math(scheduled)
 

@@ -12,8 +12,9 @@ import pytest
 from tiny_model import Reference, chain, manifest, random_weights
 
 import hwpq_tvm
+from hwpq_tvm import cpu
 from hwpq_tvm.errors import ArtifactError, TargetError
-from hwpq_tvm.runtime import artifact, cpu
+from hwpq_tvm.runtime import artifact
 from hwpq_tvm.runtime.tensor_file import read_tensors, write_tensors
 
 FILES = {"model.so", "params.safetensors", "manifest.json", "report.json", "tokenizer.json", "tokenizer_config.json"}

@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 from tiny_model import EOS, MAX_SEQ_LEN, Reference, V, chain, random_weights
@@ -158,3 +160,26 @@ def test_weights_that_do_not_fit(tiny, change, message):
     table, history = random_weights(0)
     with pytest.raises(ArtifactError, match=message):
         tiny(change(table), history)
+
+
+def test_threads_take_turns_on_one_model(tiny):
+    model = tiny(*random_weights(3))
+    expected = list(model.generate([1, 2, 3], max_new_tokens=12))
+    found = [None] * 4
+
+    def generate(place):
+        found[place] = list(model.generate([1, 2, 3], max_new_tokens=12))
+
+    threads = [threading.Thread(target=generate, args=(place,)) for place in range(len(found))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * len(found)
+
+
+def test_code_for_another_cpu_is_not_run(tiny, monkeypatch):
+    monkeypatch.setattr("hwpq_tvm.runtime.compiled_model.missing_features", lambda required: ("avx512f",))
+    model = tiny(*random_weights(3))
+    with pytest.raises(GenerationError, match="this CPU lacks avx512f"):
+        model([1, 2])

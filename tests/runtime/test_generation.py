@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from hwpq_tvm.runtime.generation import sampler
 
@@ -37,3 +38,9 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
 
 def test_large_logits_do_not_overflow():
     assert sampler(1.0, 0.9, 0)(np.array([1e4, -1e4, 0], np.float32)) == 0
+
+
+@pytest.mark.parametrize("temperature", [1e-308, 1e-30, 1e6])
+def test_extreme_temperatures_are_no_trouble(temperature):
+    token = sampler(temperature, 0.9, 0)(np.array([20.0, 1.0, 19.0], np.float32))
+    assert token == 0 if temperature < 1 else token in (0, 1, 2)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from tiny_model import tokenizer_files
+from tokenizers import Tokenizer, decoders, models
 
 from hwpq_tvm.errors import GenerationError
 from hwpq_tvm.runtime.tokenizer import TextStream, TextTokenizer
@@ -57,3 +58,13 @@ def test_chat_templates_that_can_not_be_used(template, message):
 def test_a_tokenizer_that_can_not_be_read():
     with pytest.raises(GenerationError, match=r"tokenizer.json can't be read .*token ids can still be used"):
         TextTokenizer({"tokenizer.json": b"{}"}).encode("a")
+
+
+def test_the_first_piece_keeps_its_space_where_decoders_strip_the_beginning():
+    vocabulary = {"▁The": 0, "▁capital": 1, "▁is": 2, "▁Paris": 3}
+    sentencepiece = Tokenizer(models.WordLevel(vocabulary, unk_token="▁The"))
+    sentencepiece.decoder = decoders.Metaspace()
+    words = TextTokenizer({"tokenizer.json": sentencepiece.to_str().encode()})
+    stream = TextStream(words, [0, 1, 2])
+    assert stream.add(3) + stream.finish() == " Paris"
+    assert TextStream(words).add(3) == "Paris"

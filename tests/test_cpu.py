@@ -2,7 +2,7 @@ import platform
 
 import pytest
 
-from hwpq_tvm.runtime import cpu
+from hwpq_tvm import cpu
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="/proc/cpuinfo is Linux's")
