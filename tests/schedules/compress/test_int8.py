@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from hwpq_tvm.schedules import registry
-from hwpq_tvm.schedules.compress.contribution import METRICS
+from hwpq_tvm.schedules.compress.contribution import CONTRIBUTIONS
 from hwpq_tvm.schedules.layouts import dense_int8, sparse24_int8
 from hwpq_tvm.schedules.layouts.tiles import padded_out_features
 
@@ -41,7 +41,7 @@ class Compressor:
 
 @pytest.fixture(scope="module")
 def small() -> Callable[[str], Compressor]:
-    made = {metric: Compressor("2:4", *SMALL, metric) for metric in METRICS}
+    made = {metric: Compressor("2:4", *SMALL, metric) for metric in CONTRIBUTIONS}
     return made.__getitem__
 
 
@@ -60,7 +60,7 @@ def expected(
 
 
 @pytest.mark.parametrize("sparsity", ["2:4", None])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", CONTRIBUTIONS)
 @pytest.mark.parametrize("target", reference.TARGETS)
 @pytest.mark.parametrize(("N", "K"), [(8, 64), (13, 132), (1, 4), (40, 576)])
 def test_bit_exact_with_numpy(sparsity: str | None, metric: str, target: str, N: int, K: int) -> None:
@@ -81,7 +81,7 @@ def test_bit_exact_with_numpy(sparsity: str | None, metric: str, target: str, N:
     W=arrays(np.float32, SMALL, elements=COARSE),
     s=arrays(np.float32, SMALL[1], elements=st.sampled_from([0.0, 1.0, 4.0])),
 )
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", CONTRIBUTIONS)
 def test_selection_with_ties_zeros_and_dead_inputs(
     small: Callable[[str], Compressor], metric: str, W: np.ndarray, s: np.ndarray
 ) -> None:
