@@ -35,7 +35,7 @@ class InputSquares:
     ----------
     sums
         Name of each sum -> `s [K]` float64, `s[k] = sum over tokens of x[k]^2` (the diagonal of the
-        Hessian of the output error, arXiv 2501.16376).
+        Hessian of the layer's squared output error, up to a factor).
     tokens
         How many tokens were seen.
     source

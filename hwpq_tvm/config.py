@@ -32,7 +32,7 @@ class LayerScheme:
         `"int8"` (symmetric, one scale per output channel) or `"float32"`.
     metric
         Contribution of a weight w at in_feature k: `"obd_diag"` is w^2 * s[k], where s[k] sums the squares of that
-        input over the calibration tokens; `"magnitude"` is w^2 and needs no calibration (arXiv 2501.16376).
+        input over the calibration tokens; `"magnitude"` is w^2 and needs no calibration.
 
     Raises
     ------
