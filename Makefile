@@ -11,7 +11,7 @@ PIP_INSTALL ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_INSTALL) --constraint constraints.txt
-SOURCES := $(shell find hwpq_tvm schedules relax_passes tuning_logs -name '*.py' -o -name '*.txt')
+SOURCES := $(shell find hwpq_tvm schedules relax_passes tuning_logs -name "*.py" -o -name "*.txt" -o -name "*.json")
 
 .PHONY: demo test bench clean
 

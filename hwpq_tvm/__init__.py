@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from .versions import check_versions
 
 if TYPE_CHECKING:
+    from .calibration_text import Calibration as Calibration
     from .compiler import build as build
     from .config import HWPQConfig as HWPQConfig
     from .config import LayerScheme as LayerScheme
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 # Public name -> module that defines it. Loaded on first use (PEP 562), so that `load` in a process that only runs
 # models never imports torch or the compiler.
 _PUBLIC = {
+    "Calibration": "calibration_text",
     "CompiledModel": "runtime.compiled_model",
     "HWPQConfig": "config",
     "HwpqError": "errors",
@@ -28,7 +30,7 @@ _PUBLIC = {
     "load": "runtime.artifact",
 }
 
-__all__ = ["CompiledModel", "HWPQConfig", "HwpqError", "LayerScheme", "build", "load"]
+__all__ = ["Calibration", "CompiledModel", "HWPQConfig", "HwpqError", "LayerScheme", "build", "load"]
 
 
 def __getattr__(name: str) -> Any:

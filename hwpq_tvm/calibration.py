@@ -1,158 +1,226 @@
-"""Feeds sample text through the float module, made observable by `relax_passes`, on the host whatever the target."""
+"""Feeds token windows through the float module, made observable by `relax_passes`, on the host whatever the target."""
 
+import mmap
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import resources
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tvm
+from tvm import relax
 
-from .config import HWPQConfig, LayerScheme
-from .errors import CalibrationError
-from .importers import ImportedModel
+from .calibration_text import Calibration, CalibrationWindows, calibration_windows
+from .errors import CalibrationError, ImportModelError
+from .importers import ImportedModel, ParameterSource
+from .lazy_weights import LazyWeights
+from .memory import default_memory_budget, peak_memory
 from .progress import track
-from .relax_passes.compress_linears import CompressLinears
-from .relax_passes.linears import OUTPUT_NAMES
+from .relax_passes.float_linears import FloatLinears
+from .relax_passes.linears import layer_name
 from .relax_passes.observe_inputs import OBSERVE, ObserveInputs
 from .relax_passes.pipeline import compile_module
-from .relax_passes.plan import make_plan
 from .runtime.tvm_runtime import VirtualMachine, as_array, as_tensor, use_threads
 from .targets import host_target
 
-WINDOW_LENGTH = 512
-WINDOWS = 8
+__all__ = ["Calibration", "CalibrationWindows", "Observation", "calibration_windows", "gram_passes", "observe"]
 
-_FLOAT32 = HWPQConfig(default=LayerScheme(None, "float32"), lm_head=LayerScheme(None, "float32"))
+# Rows of a Gram matrix that are mirrored together.
+_MIRROR_BLOCK = 256
 
 
-@dataclass(frozen=True, slots=True)
-class InputSquares:
+@dataclass(frozen=True, slots=True, eq=False)
+class Observation:
     """What calibration found.
 
     Attributes
     ----------
-    sums
-        Name of each sum -> `s [K]` float64, `s[k] = sum over tokens of x[k]^2` (the diagonal of the
-        Hessian of the layer's squared output error, up to a factor).
+    squares
+        Name of each sum -> `s [K]` float64, `s[k] = sum over tokens of x[k]^2` (the diagonal of the Hessian of the
+        layer's squared output error, up to a factor). An input that was never fed has zeros.
+    grams
+        Name of each Gram matrix -> `G [K, K]` float32, the sum over tokens of `u u^T`, added up in float64, where u is
+        the input x over the root of its mean square: every token counts alike (see `relax_passes.observe_inputs`).
     tokens
         How many tokens were seen.
     source
-        Where the text came from.
+        Where they came from.
+    peak_bytes
+        The most memory that the process has had resident until the end of this calibration.
     """
 
-    sums: dict[str, np.ndarray]
+    squares: dict[str, np.ndarray]
+    grams: dict[str, np.ndarray]
     tokens: int
     source: str
+    peak_bytes: int
 
 
-def calibration_windows(
-    calibration: "str | Path", imported: ImportedModel, *, windows: int = WINDOWS, window_length: int = WINDOW_LENGTH
-) -> tuple[list[np.ndarray], str]:
-    """Token windows of a calibration text.
+def gram_passes(sizes: Mapping[str, int], memory_budget: int) -> list[list[str]]:
+    """Cut Gram matrices into passes over the calibration data whose float64 totals fit the memory.
 
     Parameters
     ----------
-    calibration
-        `"default"` for the text that ships with the package, else the path of a UTF-8 text file.
-    imported
-        The model, for its tokenizer and its longest sequence.
-    windows, window_length
-        How many windows to take at most, evenly spread over the text, and of how many tokens.
+    sizes
+        Name of each matrix -> K, in the order of the model: a pass runs the model no further than its last one.
+    memory_budget
+        Bytes that the totals of one pass may take. A pass has at least one matrix, however large it is.
 
     Returns
     -------
-    tuple
-        Windows of token ids (int64), and a word on where they are from.
-
-    Raises
-    ------
-    CalibrationError
-        When the file is missing, no text, or empty, or the model has no tokenizer.
+    list of list of str
+        The names of each pass; no pass where there is no name.
     """
-    if calibration == "default":
-        source = "the text that ships with hwpq_tvm"
-        text = resources.files("hwpq_tvm").joinpath("data/calibration.txt").read_text(encoding="utf-8")
-    else:
-        source = str(calibration)
-        try:
-            text = Path(calibration).read_text(encoding="utf-8")
-        except OSError as error:
-            raise CalibrationError(
-                f"calibration file {source}: {error.strerror}; name a UTF-8 text file, or switch calibration off "
-                "(calibration=None, --calibration none)."
-            ) from error
-        except UnicodeDecodeError as error:
-            raise CalibrationError(f"calibration file {source}: not UTF-8 text ({error.reason}).") from error
-    if not text.strip():
-        raise CalibrationError(f"calibration file {source} is empty: expected UTF-8 text, a few 10 KB of it.")
-    if "tokenizer.json" not in imported.tokenizer_files:
-        raise CalibrationError(
-            "the model comes without tokenizer.json, so calibration text can't be tokenized: give a folder to which "
-            "both model and tokenizer were written by save_pretrained, or switch calibration off (calibration=None, "
-            "--calibration none)."
-        )
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(imported.tokenizer_files["tokenizer.json"].decode())
-    ids = np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
-    if ids.size == 0:
-        raise CalibrationError(f"calibration text {source}: the model's tokenizer makes no token of it.")
-    if ids.max() >= imported.metadata.vocab_size:
-        raise CalibrationError(
-            f"the tokenizer gives token {ids.max()}, but the model knows {imported.metadata.vocab_size} tokens: "
-            "tokenizer and model do not belong together; give the model's own tokenizer files."
-        )
-    length = min(window_length, imported.metadata.max_seq_len)
-    starts = range(0, max(len(ids) - length, 0) + 1, length)
-    chosen = np.linspace(0, len(starts) - 1, min(windows, len(starts))).round().astype(int)
-    return [ids[starts[i] : starts[i] + length] for i in chosen], source
+    passes: list[list[str]] = []
+    left = 0
+    for name, size in sizes.items():
+        nbytes = 8 * size * size
+        if not passes or nbytes > left:
+            passes.append([])
+            left = memory_budget
+        passes[-1].append(name)
+        left -= nbytes
+    return passes
 
 
 def observe(
-    imported: ImportedModel, inputs: dict[str, str], windows: Iterable[np.ndarray], source: str, *, progress: bool
-) -> InputSquares:
-    """Run token windows through the float model and add up the squares of the linears' inputs.
+    imported: ImportedModel,
+    squares: Mapping[str, str],
+    grams: Mapping[str, str],
+    windows: CalibrationWindows,
+    *,
+    parameters: ParameterSource | None = None,
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> Observation:
+    """Run token windows through the float model and add up squares and Gram matrices of the linears' inputs.
 
     Parameters
     ----------
     imported
         The float model.
-    inputs
-        Weight name -> name of the sum of its input, one weight per distinct input.
+    squares, grams
+        Weight name -> name of the sum of squares, or of the Gram matrix, of its linear's input, in the order of the
+        model. One weight for each distinct input is enough. The model runs no further than the last one needs.
     windows
-        Token ids, one window at a time, each starting from an empty cache.
-    source
-        Where the windows are from, for the report.
+        Tokens, one window at a time, each starting from an empty cache.
+    parameters
+        Where weights are read; the model's own if not given.
+    memory_budget
+        Bytes that Gram matrices and weights may take. What the Gram matrices leave holds as many float32 weights as it
+        can; the others are read again for every window, one at a time. By default half of the memory there is.
     progress
         Whether to show progress.
 
     Returns
     -------
-    InputSquares
-        Sums over all tokens, added up in float64.
+    Observation
+        Sums over all tokens.
+
+    Raises
+    ------
+    CalibrationError
+        When the input of a layer is infinite or not a number, naming the layer.
+    ImportModelError
+        When that is so because weights are, naming the layers.
     """
-    windows = list(windows)
-    mod = tvm.transform.Sequential([ObserveInputs("prefill", inputs)])(imported.module)
-    # Its linears run on the float32 kernel: TVM's stock matrix product would take minutes.
-    plan = make_plan(mod, (OBSERVE,), _FLOAT32, calibrated=False)
-    mod = tvm.transform.Sequential([CompressLinears(plan, (OBSERVE,))])(mod)
+    if not squares and not grams:
+        return Observation({}, {}, windows.tokens, windows.source, peak_memory())
+    budget = default_memory_budget() if memory_budget is None else memory_budget
+    totals = _add_up(imported, squares, grams, windows, parameters or imported.parameters, budget, progress)
+    return Observation(
+        squares={name: totals.pop((1, name)) for name in dict.fromkeys(squares.values())},
+        # Each float64 total makes place for the next float32 matrix.
+        grams={name: _mirrored(totals.pop((2, name))) for name in dict.fromkeys(grams.values())},
+        tokens=windows.tokens,
+        source=windows.source,
+        peak_bytes=peak_memory(),
+    )
+
+
+def _add_up(
+    imported: ImportedModel,
+    squares: Mapping[str, str],
+    grams: Mapping[str, str],
+    windows: CalibrationWindows,
+    parameters: ParameterSource,
+    budget: int,
+    progress: bool,
+) -> dict[tuple[int, str], np.ndarray]:
+    """Totals of all windows by (axes, name). What they were made with (code, cache, weights) is gone on return."""
+    run, accumulator_types, cache_type = _compile(imported, squares, grams)
+    totals = {key: _zeros(type_) for key, type_ in accumulator_types.items()}
+    layers = {(1, name): layer_name(weight) for weight, name in squares.items()}
+    layers |= {(2, name): layer_name(weight) for weight, name in grams.items()}
+    weights = LazyWeights(parameters, max(budget - sum(total.nbytes for total in totals.values()), 0))
+    cache = as_tensor(_zeros(cache_type))
+    past = as_tensor(np.zeros(imported.metadata.max_batch, np.int32))
+    for number, ids in enumerate(track(windows.ids, "calibrate", progress)):
+        inputs = [as_tensor(ids[None]), as_tensor(np.arange(len(ids))), past, cache]
+        try:
+            run(*inputs, *(as_tensor(total) for total in totals.values()), weights)
+        except RuntimeError:
+            if weights.error is not None:
+                raise weights.error from None
+            raise
+        if broken := [layers[key] for key, total in totals.items() if not _is_finite(total)]:
+            _raise_not_finite(broken[0], number, windows.source, weights)
+    return totals
+
+
+def _compile(
+    imported: ImportedModel, squares: Mapping[str, str], grams: Mapping[str, str]
+) -> tuple[Callable[..., Any], dict[tuple[int, str], relax.TensorType], relax.TensorType]:
+    """Compile `observe` for the host: the function, the types of its accumulators by (axes, name), and its cache's."""
+    mod = tvm.transform.Sequential([ObserveInputs("prefill", squares, grams), FloatLinears(OBSERVE)])(imported.module)
     function = mod[OBSERVE]
-    names = [str(name) for name in function.attrs[OUTPUT_NAMES]]
+    first, last = (int(f.attrs["num_input"]) for f in (imported.module["prefill"], function))
     target = host_target()
+    use_threads(int(target.attrs["num-cores"]))
     with tempfile.TemporaryDirectory(prefix="hwpq-calibrate-") as folder:
         library = Path(folder) / "observe.so"
-        compile_module(mod, target, library)
+        compile_module(mod, target, library, lazy_weights=True)
         run = VirtualMachine(library).entry(OBSERVE)
-    use_threads(int(target.attrs["num-cores"]))
-    first = int(function.attrs["num_input"])
-    weights = [as_tensor(imported.parameters.load(str(param.name))) for param in function.params[first:]]
-    cache = as_tensor(np.zeros(imported.metadata.kv_cache_shape, np.float32))
-    past = as_tensor(np.zeros(imported.metadata.kv_cache_shape[2], np.int32))
-    sums = [np.zeros(int(value.shape.values[0])) for value in function.ret_ty.fields]
-    for ids in track(windows, "calibrate", progress):
-        results = run(as_tensor(ids[None]), as_tensor(np.arange(len(ids))), past, cache, *weights)
-        for total, value in zip(sums, results, strict=True):
-            total += as_array(value)
-    return InputSquares(dict(zip(names, sums, strict=True)), sum(len(ids) for ids in windows), source)
+    accumulators = {(int(param.ty.ndim), str(param.name)): param.ty for param in function.params[first:last]}
+    return run, accumulators, function.params[first - 1].ty
+
+
+def _zeros(type_: relax.TensorType) -> np.ndarray:
+    """Zeros, of which the system gives only the pages that are written: half a triangle, the used part of a cache."""
+    shape = [int(size) for size in type_.shape.values]
+    memory = mmap.mmap(-1, max(prod(shape) * np.dtype(str(type_.dtype)).itemsize, 1))
+    return np.frombuffer(memory, str(type_.dtype), count=prod(shape)).reshape(shape)
+
+
+def _is_finite(total: np.ndarray) -> bool:
+    if total.ndim == 1:
+        return bool(np.isfinite(total).all())
+    # No element is larger than the largest on the diagonal; what comes of it is float32.
+    return bool((np.diagonal(total) <= np.finfo(np.float32).max).all())
+
+
+def _raise_not_finite(layer: str, window: int, source: str, weights: LazyWeights) -> None:
+    damaged = [layer_name(name) for name in weights.asked if not np.isfinite(as_array(weights(0, name))).all()]
+    if damaged:
+        raise ImportModelError(
+            f"{', '.join(damaged)}: infinite or not a number; the checkpoint is damaged, fetch or train it again."
+        )
+    raise CalibrationError(
+        f"layer {layer}: its input is infinite, not a number, or too large to be squared, in calibration window "
+        f"{window} of {source}: the model's activations overflow float32 on this text; calibrate on another one, or "
+        "switch calibration off (calibration=None, --calibration none)."
+    )
+
+
+def _mirrored(total: np.ndarray) -> np.ndarray:
+    """The symmetric float32 matrix of a float64 one whose part below the diagonal means nothing."""
+    result = np.empty(total.shape, np.float32)
+    for start in range(0, len(total), _MIRROR_BLOCK):
+        end = min(start + _MIRROR_BLOCK, len(total))
+        corner = np.triu(total[start:end, start:end])
+        result[start:end, start:end] = corner + np.triu(corner, 1).T
+        result[start:end, end:] = total[start:end, end:]
+        result[end:, start:end] = result[start:end, end:].T
+    return result

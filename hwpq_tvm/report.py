@@ -12,7 +12,7 @@ def layer_table(report: Mapping[str, Any]) -> Table:
     layers = report["layers"]
     table = Table(title=f"{len(layers)} layers", box=None, header_style="bold", pad_edge=False)
     table.add_column("layer", no_wrap=True, overflow="fold")
-    for heading in ("N x K", "bits/weight", "rel. error", "SQNR dB"):
+    for heading in ("N x K", "bits/weight", "rel. error", "SQNR dB", "zeros", "s"):
         table.add_column(heading, justify="right", overflow="fold")
     for heading in ("scheme", "kernel", "note"):
         table.add_column(heading, overflow="fold")
@@ -23,7 +23,9 @@ def layer_table(report: Mapping[str, Any]) -> Table:
             _number(layer["bits_per_weight"], 2),
             _number(layer.get("relative_error"), 4),
             _number(layer.get("sqnr_db"), 1),
-            layer["scheme"],
+            _number(layer.get("zeros"), 3),
+            _number(layer.get("seconds"), 2),
+            _scheme(layer),
             _kernels(layer),
             "; ".join([*filter(None, [layer.get("skipped")]), *(layer.get("warnings") or ())]),
         )
@@ -40,14 +42,20 @@ def model_lines(report: Mapping[str, Any]) -> list[str]:
         for key, label in (("source_bytes", "source"), ("weight_bytes", "weights"))
         if model.get(key) is not None
     ]
+    if model.get("kv_cache_bytes") is not None:
+        sizes.append(f"KV cache {megabytes(model['kv_cache_bytes'])}")
     if model.get("bits_per_weight") is not None:
         sizes.append(f"{model['bits_per_weight']:.2f} bits per weight")
     lines.append("size: " + ", ".join(sizes))
     calibration = report.get("calibration") or {}
     if calibration.get("tokens"):
-        lines.append(f"calibration: {calibration['tokens']} tokens of {calibration.get('source')}")
+        how = f" in {calibration['passes']} passes" if calibration.get("passes", 1) > 1 else ""
+        how += ", later layers behind compressed earlier ones" if calibration.get("sequential") else ""
+        lines.append(f"calibration: {calibration['tokens']} tokens of {calibration.get('source')}{how}")
     elif calibration:
         lines.append("calibration: none was needed or wanted; relative errors are those of the weights, not of outputs")
+    if report.get("reconstruction"):
+        lines.append(f"reconstruction: {report['reconstruction']}")
     if seconds := report.get("seconds"):
         phases = ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
         lines.append(f"seconds: {sum(seconds.values()):.1f} ({phases})")
@@ -58,6 +66,12 @@ def model_lines(report: Mapping[str, Any]) -> list[str]:
 def megabytes(count: float) -> str:
     """Bytes as decimal megabytes."""
     return f"{count / 1e6:.1f} MB"
+
+
+def _scheme(layer: Mapping[str, Any]) -> str:
+    """Scheme of a layer with the method by which its kept weights were adjusted."""
+    method = layer.get("reconstruct")
+    return layer["scheme"] + (f", {method}" if method not in (None, "none") else "")
 
 
 def _number(value: float | None, digits: int) -> str:

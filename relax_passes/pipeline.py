@@ -33,7 +33,7 @@ def optimise(mod: tvm.IRModule) -> tvm.IRModule:
     )(mod)
 
 
-def lower(mod: tvm.IRModule, *, lazy: tuple[str, str] | None = None) -> tvm.IRModule:
+def lower(mod: tvm.IRModule, *, lazy: tuple[str, str] | None = None, lazy_weights: bool = False) -> tvm.IRModule:
     """Lower Relax to what the virtual machine runs: destination passing, planned memory, resolved shapes.
 
     Parameters
@@ -43,6 +43,9 @@ def lower(mod: tvm.IRModule, *, lazy: tuple[str, str] | None = None) -> tvm.IRMo
     lazy
         Names of the packed functions that `transform_params` gets its parameters from, and gives its results to, one
         by one; None for functions that take and return them.
+    lazy_weights
+        Whether functions take, instead of their weights, one last argument: a function `(index, name) -> weight` that
+        they call before a weight's first use. They let go of it after its last use.
     """
     # dataflow_lower_passes of the stock CPU pipeline is spelled out: in TVM 0.27 calling it raises.
     passes = [
@@ -52,6 +55,8 @@ def lower(mod: tvm.IRModule, *, lazy: tuple[str, str] | None = None) -> tvm.IRMo
     ]
     if lazy is not None:
         passes.append(relax.transform.LazyTransformParams(fget_item=lazy[0], fset_item=lazy[1]))
+    if lazy_weights:
+        passes.append(relax.transform.LazyGetInput())
     passes += [
         relax.transform.CallTIRRewrite(),
         relax.transform.StaticPlanBlockMemory(),
@@ -71,6 +76,7 @@ def compile_module(
     library: Path,
     *,
     lazy: tuple[str, str] | None = None,
+    lazy_weights: bool = False,
     dump: Dump = no_dump,
 ) -> dict[str, ScheduleChoice]:
     """Take a module through the phases and write the shared library.
@@ -83,7 +89,7 @@ def compile_module(
         What to compile for.
     library
         Where the `.so` goes.
-    lazy
+    lazy, lazy_weights
         As for `lower`.
     dump
         Called with the name of each phase and the module after it.
@@ -99,7 +105,7 @@ def compile_module(
         schedules = ApplySchedules(target)
         mod = tvm.transform.Sequential([schedules])(mod)
         dump("schedule", mod)
-        mod = lower(mod, lazy=lazy)
+        mod = lower(mod, lazy=lazy, lazy_weights=lazy_weights)
         dump("lower", mod)
     relax.build(mod, target, relax_pipeline=None).export_library(str(library))
     return schedules.choices

@@ -7,15 +7,23 @@ import difflib
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import tvm
 from tvm import relax
 
 from hwpq_tvm.config import HWPQConfig, LayerScheme
+from hwpq_tvm.cpu import host_cores
 from hwpq_tvm.errors import ConfigError, PlanError
 from hwpq_tvm.schedules import registry
+from hwpq_tvm.schedules.compress.selection import Ewma, EwmaSequential, NOfM, Selection
 
 from .linears import EmbeddingCall, LinearCall, find_embeddings, find_linears, layer_name, output_projections
+from .reconstruct import predicted_seconds
+
+# `reconstruct="auto"` adjusts the kept weights while that is predicted to take no longer than this, for all layers.
+AUTO_SECONDS = 600
+_LEAVE = LayerScheme(sparsity=None, dtype="float32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +35,7 @@ class LinearPlan:
     weight
         Full name of the parameter, `[N, K]`.
     scheme
-        The scheme that is applied.
+        The scheme that is applied: metric and reconstruction are what will be done, never "auto".
     format
         Packed format of the weight.
     reason
@@ -46,17 +54,56 @@ class LinearPlan:
         """Name of the layer in the model."""
         return layer_name(self.weight)
 
+    @property
+    def selection(self) -> Selection | None:
+        """The rule that chooses which weights are kept; None where all are."""
+        if self.scheme.kept_of_group:
+            return NOfM(*self.scheme.kept_of_group)
+        if self.scheme.sparsity is None:
+            return None
+        if self.scheme.selection == "ewma_sequential":
+            return EwmaSequential(float(self.scheme.ewma_multiplier))
+        return Ewma(float(self.scheme.sparsity))
+
+    @property
+    def needs_squares(self) -> bool:
+        """Whether pruning or quantizing asks for the sums of the squared inputs."""
+        pruned = self.scheme.sparsity is not None and self.scheme.metric != "magnitude"
+        return pruned or self.scheme.searches_scales
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether reconstruction asks for the Gram matrix of the input."""
+        return self.scheme.reconstruct != "none"
+
 
 @dataclass(frozen=True, slots=True)
 class LinearGroup:
-    """Linears of one format on the same input: packed alone, concatenated along blocks of N, run as one kernel."""
+    """Linears of one format on the same input: packed alone, concatenated along blocks of N, run as one kernel.
+
+    Attributes
+    ----------
+    members
+        The linears.
+    input
+        Names the input, by the weight of the first linear that reads it: groups of several formats may share it.
+    is_linear
+        False for an embedding that is looked up only.
+    """
 
     members: tuple[LinearPlan, ...]
+    input: str
+    is_linear: bool = True
 
     @property
     def format(self) -> registry.WeightFormat:
         """The packed format, the same for all members."""
         return self.members[0].format
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether some member asks for the Gram matrix of the input."""
+        return any(member.needs_gram for member in self.members)
 
     @property
     def K(self) -> int:
@@ -80,10 +127,13 @@ class Plan:
     embeddings
         Parameters that are looked up by row and stored packed, with their plan: the table of a tied `lm_head` is the
         head's own; an untied one has a plan of its own.
+    reconstruction
+        What `reconstruct="auto"` came to, and why; None where nothing asked for it.
     """
 
     groups: tuple[LinearGroup, ...]
     embeddings: tuple[LinearPlan, ...] = ()
+    reconstruction: str | None = None
 
     @property
     def linears(self) -> tuple[LinearPlan, ...]:
@@ -99,8 +149,8 @@ class Plan:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether a metric of some pruned layer asks for the sums of squared inputs."""
-        return any(linear.scheme.sparsity and linear.scheme.metric != "magnitude" for linear in self.linears)
+        """Whether anything that is done to some layer depends on its inputs."""
+        return any(linear.needs_squares or linear.needs_gram for linear in self.linears)
 
 
 def make_plan(module: tvm.IRModule, entries: tuple[str, ...], config: HWPQConfig, *, calibrated: bool) -> Plan:
@@ -153,13 +203,20 @@ def make_plan(module: tvm.IRModule, entries: tuple[str, ...], config: HWPQConfig
             )
         except PlanError as error:
             problems.append(str(error))
+    table_plans = []
+    for table in embeddings:
+        try:
+            table_plans.append(plans.get(table.weight.name) or _plan_embedding(table, config))
+        except PlanError as error:
+            problems.append(str(error))
     if problems:
         raise PlanError("\n".join(problems))
+    plans, reconstruction = _choose_reconstruction(plans)
     groups = _group(first, plans)
     for entry in entries[1:]:
         assert _group(calls[entry], plans) == groups, f"{entry} groups its linears differently from {entries[0]}"
-    table_plans = [_plan_embedding(call, plans, config) for call in embeddings]
-    return Plan(groups, tuple(table for table in table_plans if table.format.packs))
+    tables_packed = tuple(plans.get(table.weight, table) for table in table_plans if table.format.packs)
+    return Plan(groups, tables_packed, reconstruction)
 
 
 def _check_patterns(config: HWPQConfig, names: list[str]) -> None:
@@ -177,41 +234,80 @@ def _plan_linear(
     call: LinearCall, config: HWPQConfig, *, is_head: bool, is_table: bool, calibrated: bool
 ) -> LinearPlan:
     n, k = call.shape
-    name = layer_name(call.weight.name)
-    scheme, reason = config.scheme(name, is_head=is_head)
-    if scheme.sparsity and not calibrated:
-        scheme = replace(scheme, metric="magnitude")
-    weight_format = registry.weight_format(sparsity=scheme.sparsity, dtype=scheme.dtype)
-    if scheme.sparsity:
+    scheme, reason = config.scheme(layer_name(call.weight.name), is_head=is_head)
+    if not calibrated:
+        scheme = replace(scheme, metric="magnitude", reconstruct="none")
+    if scheme.sparsity is not None:
+        weight_format = _format(scheme, config)
         why = weight_format.why_not(n, k) or ("tied to an embedding, which is read by row" if is_table else None)
         if why:
-            scheme, reason = replace(scheme, sparsity=None), why
-            weight_format = registry.weight_format(sparsity=None, dtype=scheme.dtype)
-    if why := weight_format.why_not(n, k):
-        raise PlanError(f"layer {name} [{n}, {k}]: {scheme} is not possible: {why}.")
-    return LinearPlan(call.weight.name, n, k, scheme, weight_format, reason)
+            scheme, reason = replace(scheme, sparsity=None, selection=None), why
+    return _fitted(call.weight.name, n, k, scheme, reason, config)
 
 
-def _plan_embedding(call: EmbeddingCall, plans: dict[str, LinearPlan], config: HWPQConfig) -> LinearPlan:
-    """The table of a tied head is the head's; an untied one is stored with the head's scheme."""
-    if call.weight.name in plans:
-        return plans[call.weight.name]
+def _plan_embedding(call: EmbeddingCall, config: HWPQConfig) -> LinearPlan:
+    """Plan a table that is no linear: it is stored with the head's scheme."""
     n, k = (int(dim) for dim in call.weight.ty.shape.values)
-    scheme = config.lm_head
-    return LinearPlan(
-        call.weight.name, n, k, scheme, registry.weight_format(sparsity=scheme.sparsity, dtype=scheme.dtype)
+    return _fitted(call.weight.name, n, k, config.lm_head, None, config)
+
+
+def _fitted(weight: str, n: int, k: int, scheme: LayerScheme, reason: str | None, config: HWPQConfig) -> LinearPlan:
+    """Make the plan of a layer, with what the configuration says of groups that do not divide its in_features."""
+    if scheme.sparsity is None:
+        scheme = replace(scheme, reconstruct="none")
+    if scheme.group and k % scheme.group:
+        why = f"in_features {k} is not divisible by group_size {scheme.group}"
+        if config.group_policy == "error":
+            raise PlanError(
+                f"layer {layer_name(weight)} [{n}, {k}]: {why}; use another group_size, "
+                "or group_policy 'pad' or 'skip'."
+            )
+        if config.group_policy == "skip":
+            scheme, reason = replace(_LEAVE, reconstruct="none"), why
+        else:
+            reason = reason or f"{why}: its last group is a short one"
+    return LinearPlan(weight, n, k, scheme, _format(scheme, config), reason)
+
+
+def _format(scheme: LayerScheme, config: HWPQConfig) -> registry.WeightFormat:
+    return registry.weight_format(
+        sparsity="2:4" if scheme.sparsity == "2:4" else None,
+        dtype=scheme.dtype,
+        group_size=scheme.group,
+        activations=config.activations,
     )
+
+
+def _choose_reconstruction(plans: dict[str, LinearPlan]) -> tuple[dict[str, LinearPlan], str | None]:
+    """Replace "auto" by what it comes to for the model as a whole."""
+    auto = [plan for plan in plans.values() if plan.scheme.reconstruct == "auto"]
+    if not auto:
+        return plans, None
+    minutes = {
+        method: predicted_seconds([(plan.N, plan.K, method) for plan in auto], host_cores()) / 60
+        for method in ("cg", "iht")
+    }
+    method: Literal["iht", "none"] = "iht" if minutes["iht"] * 60 <= AUTO_SECONDS else "none"
+    note = (
+        f"auto chose {method} for {len(auto)} layers; predicted minutes: iht {minutes['iht']:.1f}, "
+        f"cg {minutes['cg']:.1f}, none 0.0 (faster to build, far less accurate)"
+    )
+    chosen = {plan.weight: replace(plan, scheme=replace(plan.scheme, reconstruct=method)) for plan in auto}
+    return {**plans, **chosen}, note
 
 
 def _group(calls: list[LinearCall], plans: dict[str, LinearPlan]) -> tuple[LinearGroup, ...]:
     """Group the linears of one function by input and format; what can't share a kernel stays alone."""
     uses = Counter(call.weight.name for call in calls)
-    groups: dict[tuple[relax.Expr | str, str], list[LinearPlan]] = {}
+    groups: dict[tuple[relax.Expr | str, registry.WeightFormat], list[LinearPlan]] = {}
+    first_reader: dict[relax.Expr | str, str] = {}
     for call in calls:
         plan = plans[call.weight.name]
         # A weight with several inputs belongs to none of their groups; a float weight is used where it lies.
         alone = uses[plan.weight] > 1 or not plan.format.packs
-        members = groups.setdefault((plan.weight if alone else call.activation, plan.format.name), [])
+        source = plan.weight if alone else call.activation
+        first_reader.setdefault(source, plan.weight)
+        members = groups.setdefault((source, plan.format), [])
         if plan not in members:
             members.append(plan)
-    return tuple(LinearGroup(tuple(members)) for members in groups.values())
+    return tuple(LinearGroup(tuple(members), first_reader[source]) for (source, _), members in groups.items())

@@ -9,7 +9,7 @@ from tvm.tirx import PrimFunc
 
 from hwpq_tvm.schedules.compress.quantization import quantize, scale_of, scratch
 from hwpq_tvm.schedules.kernel_attr import describe
-from hwpq_tvm.schedules.layouts.tiles import padded_in_features, padded_rows
+from hwpq_tvm.schedules.layouts.tiles import activation_columns, padded_rows
 from hwpq_tvm.schedules.lead import lead_dims, row_count, row_index
 from hwpq_tvm.schedules.tir_builder import argument, let, loop, otherwise, prim_func, store, then
 
@@ -29,7 +29,8 @@ def quantize_activations(lead: Sequence[int | str], K: int) -> PrimFunc:
 
     Returns
     -------
-    A function of ``(x [*lead, K] float32, xq [Mp, Kp] int8, xs [Mp] float32)``; padding is zeros with scale 1.
+    A function of ``(x [*lead, K] float32, xq [Mp, Kp] int8, xs [Mp] float32)`` with ``Kp = activation_columns(K)``;
+    padding is zeros with scale 1.
     """
     return _quantize_activations(tuple(lead), K)
 
@@ -38,7 +39,7 @@ def quantize_activations(lead: Sequence[int | str], K: int) -> PrimFunc:
 def _quantize_activations(lead: tuple[int | str, ...], K: int) -> PrimFunc:
     dims = lead_dims(lead)
     M = row_count(dims)
-    rows, columns = padded_rows(M), padded_in_features(K)
+    rows, columns = padded_rows(M), activation_columns(K)
     whole = K // LANES * LANES
     with prim_func("quantize_activations") as result:
         x = argument("x", (*dims, K), "float32")

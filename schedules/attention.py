@@ -1,12 +1,13 @@
 """Attention over an in-place KV cache: what it computes, as plain TensorIR.
 
-The cache is one float32 tensor ``[layers, 2, batch, kv_heads, max_len, head_dim]`` (keys at 0, values at 1). Each
-sequence of the batch has its own length so far, ``past_lengths``; the new tokens stand at ``past .. past + seq_len``.
+The cache is that of `hwpq_tvm.schedules.kv_cache`. Each sequence of the batch has its own length so far,
+``past_lengths``; the new tokens stand at ``past .. past + seq_len``.
 
-How Relax calls these (TVM 0.27 has no ``tir_vars``: scalars are arguments like others, in front of fresh outputs)::
+How Relax calls attention and update (TVM 0.27 has no ``tir_vars``: scalars are arguments like others, in front of fresh
+outputs)::
 
     cache = relax.op.call_tir_inplace(update, [key, value, past_lengths, cache, relax.prim_value(layer)],
-                                      inplace_indices=[3], out_ty=TensorType(cache_shape, "float32"))
+                                      inplace_indices=[3], out_ty=TensorType(cache_shape, cache_dtype))
     out = relax.op.call_tir(attention, [query, cache, past_lengths, (bias,) relax.prim_value(layer)],
                             out_ty=TensorType((B, seq_len, heads, head_dim), "float32"))
 
@@ -21,50 +22,8 @@ from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc
 
 from hwpq_tvm.schedules.kernel_attr import describe
-from hwpq_tvm.schedules.tir_builder import argument, let, loop, prim_func, store, symbol, when
-
-
-@functools.cache
-def kv_cache_update(
-    *, layers: int, batch: int, kv_heads: int, head_dim: int, max_len: int, seq_len: int | None
-) -> PrimFunc:
-    """Describe the kernel that writes new keys and values into the cache.
-
-    Parameters
-    ----------
-    layers, batch, kv_heads, head_dim, max_len
-        Dimensions of the cache ``[layers, 2, batch, kv_heads, max_len, head_dim]``.
-    seq_len
-        Number of new tokens; None makes it a symbolic dimension of that name.
-
-    Returns
-    -------
-    A function of ``(key [batch, kv_heads, seq_len, head_dim], value (the same), past_lengths [batch] int32, kv_cache,
-    layer int64)``. Row ``past + i`` of the layer becomes the new token ``i``; rows at or beyond ``max_len`` are not
-    written.
-    """
-    fields = {
-        "layers": layers,
-        "batch": batch,
-        "kv_heads": kv_heads,
-        "head_dim": head_dim,
-        "max_len": max_len,
-        "seq_len": -1 if seq_len is None else seq_len,
-    }
-    with prim_func("kv_cache_update") as result:
-        length = symbol("seq_len") if seq_len is None else seq_len
-        new_shape = (batch, kv_heads, length, head_dim)
-        key = argument("key", new_shape, "float32")
-        value = argument("value", new_shape, "float32")
-        past_lengths = argument("past_lengths", (batch,), "int32")
-        cache = argument("kv_cache", (layers, 2, batch, kv_heads, max_len, head_dim), "float32")
-        layer = T.arg("layer", T.int64())
-        with loop("b", batch) as b, loop("h", kv_heads) as h, loop("i", length) as i:
-            position = let("position", T.Cast("int64", past_lengths[b]) + i)
-            with when(position < max_len), loop("d", head_dim) as d:
-                store(cache, [layer, 0, b, h, position, d], key[b, h, i, d])
-                store(cache, [layer, 1, b, h, position, d], value[b, h, i, d])
-    return describe(result[0], op="kv_cache_update", **fields)
+from hwpq_tvm.schedules.kv_cache import KVCacheDtype, row_elements, row_scale
+from hwpq_tvm.schedules.tir_builder import argument, let, loop, prim_func, store, symbol
 
 
 @functools.cache
@@ -81,6 +40,7 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     score_bias: bool = False,
+    cache_dtype: KVCacheDtype = "float32",
 ) -> PrimFunc:
     """Describe causal grouped-query attention over the cache.
 
@@ -91,8 +51,8 @@ def attention(
 
     Parameters
     ----------
-    layers, batch, kv_heads, head_dim, max_len
-        Dimensions of the cache.
+    layers, batch, kv_heads, head_dim, max_len, cache_dtype
+        Dimensions and element type of the cache.
     heads
         Number of query heads, a multiple of ``kv_heads``.
     seq_len
@@ -122,6 +82,7 @@ def attention(
         "seq_len": -1 if seq_len is None else seq_len,
         "scale": scale,
         "score_bias": score_bias,
+        "cache_dtype": cache_dtype,
     }
     if window is not None:
         fields["window"] = window
@@ -131,7 +92,8 @@ def attention(
     with prim_func("attention") as result:
         length = symbol("seq_len") if seq_len is None else seq_len
         query = argument("query", (batch, heads, length, head_dim), "float32")
-        cache = argument("kv_cache", (layers, 2, batch, kv_heads, max_len, head_dim), "float32")
+        cache_shape = (layers, 2, batch, kv_heads, max_len, row_elements(head_dim, cache_dtype))
+        cache = argument("kv_cache", cache_shape, cache_dtype)
         past_lengths = argument("past_lengths", (batch,), "int32")
         bias = argument("bias", (batch, heads, length, max_len), "float32") if score_bias else None
         layer = T.arg("layer", T.int64())
@@ -139,6 +101,12 @@ def attention(
         probability = T.alloc_buffer((max_len,), "float32", layout=None)
         top = T.alloc_buffer((1,), "float32", layout=None)
         total = T.alloc_buffer((1,), "float32", layout=None)
+
+        def cached(row: list[Any], d: Any) -> Any:
+            """Read a number of a row of the cache."""
+            element = cache[(*row, d)]
+            return element if cache_dtype == "float32" else T.Cast("float32", element) * row_scale(cache, row)
+
         with loop("b", batch) as b, loop("h", heads) as h, loop("i", length) as i:
             group = h // (heads // kv_heads)
             position = let("position", T.min(T.Cast("int64", past_lengths[b]) + i, T.int64(max_len - 1)))
@@ -147,7 +115,7 @@ def attention(
             with loop("j", position + 1 - first, start=first) as j:
                 store(probability, [j], T.float32(0))
                 with loop("d", head_dim) as d:
-                    product = query[b, h, i, d] * cache[layer, 0, b, group, j, d]
+                    product = query[b, h, i, d] * cached([layer, 0, b, group, j], d)
                     store(probability, [j], probability[j] + product)
                 score = probability[j] * T.float32(scale)
                 if softcap is not None:
@@ -164,5 +132,5 @@ def attention(
                 store(out, [b, i, h, d], T.float32(0))
             with loop("j", position + 1 - first, start=first) as j, loop("d", head_dim) as d:
                 share = probability[j] / total[0]
-                store(out, [b, i, h, d], out[b, i, h, d] + share * cache[layer, 1, b, group, j, d])
+                store(out, [b, i, h, d], out[b, i, h, d] + share * cached([layer, 1, b, group, j], d))
     return describe(result[0], op="attention", **fields)

@@ -49,3 +49,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return str(value)
     return value
+
+
+def kernel_name(func: PrimFunc) -> str:
+    """Name for a module: what the kernel does, on which format and shape; the module makes it unique."""
+    kernel = description(func) or {}
+    return "_".join(str(kernel[part]) for part in ("op", "weight_format", "N", "K") if part in kernel)

@@ -5,6 +5,7 @@ from math import prod
 from typing import Any
 
 from tvm import tirx
+from tvm.tirx import IntImm, PrimFunc
 
 Lead = tuple[int | str, ...]
 
@@ -13,6 +14,12 @@ def lead_dims(lead: Sequence[int | str]) -> list[Any]:
     """Make a symbolic int64 variable of each name; integers stay as they are."""
     names: dict[str, tirx.Var] = {}
     return [names.setdefault(dim, tirx.Var(dim, "int64")) if isinstance(dim, str) else int(dim) for dim in lead]
+
+
+def argument_dims(func: PrimFunc) -> list[Any]:
+    """Leading dimensions of a function's first argument: integers, or its own variables."""
+    shape = func.params[0].ty.shape[:-1]
+    return [int(size) if isinstance(size, int | IntImm) else size for size in shape]
 
 
 def row_count(dims: Sequence[Any]) -> Any:

@@ -3,7 +3,7 @@
 The code, the errors and the documentation all read this table.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,8 +11,9 @@ from tvm.target import Target
 from tvm.tirx import PrimFunc
 
 from hwpq_tvm.errors import UnsupportedSchemeError
-from hwpq_tvm.schedules.cpu import attention, generic, linear_float32, linear_int8, rows
+from hwpq_tvm.schedules.cpu import attention, generic, gram, linear_int8, linear_rows, linear_tiles, rows
 from hwpq_tvm.schedules.kernel_attr import description
+from hwpq_tvm.schedules.layouts.tiles import GROUP_SIZES
 from hwpq_tvm.schedules.weight_formats import WEIGHT_FORMATS, WeightFormat
 from hwpq_tvm.targets import cpu_features
 
@@ -20,6 +21,9 @@ __all__ = ["ISAS", "KERNELS", "KernelKey", "ScheduleChoice", "WeightFormat", "sc
 
 ScheduleFunction = Callable[[PrimFunc, Target], PrimFunc]
 Quality = Literal["default", "portable", "generic"]
+Kind = Literal["gemv", "gemm"]
+
+KINDS: tuple[Kind, ...] = ("gemv", "gemm")
 
 # Instruction sets that kernels are written for, the best first: name -> LLVM features that all of its kernels use.
 ISAS: dict[str, frozenset[str]] = {"avx2": frozenset({"avx2"}), "any": frozenset()}
@@ -48,7 +52,7 @@ class KernelKey:
     weight_dtype: str
     activation_dtype: str
     group_size: int | None
-    kind: Literal["gemv", "gemm"]
+    kind: Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,27 +72,30 @@ class ScheduleChoice:
     schedule: Quality
 
 
+Entry = tuple[ScheduleFunction, Quality]
+
+
 def _linears(
-    isa: str,
-    sparsity: str | None,
-    weight_dtype: str,
-    activation_dtype: str,
-    function: ScheduleFunction,
-    quality: Quality,
-) -> dict[KernelKey, tuple[ScheduleFunction, Quality]]:
-    return {
-        KernelKey(isa, sparsity, weight_dtype, activation_dtype, None, kind): (function, quality)
-        for kind in ("gemv", "gemm")
-    }
+    isa: str, formats: Iterable[WeightFormat], function: ScheduleFunction, quality: Quality
+) -> dict[KernelKey, Entry]:
+    return {_key(isa, weights, kind): (function, quality) for weights in formats for kind in KINDS}
 
 
-KERNELS: dict[KernelKey, tuple[ScheduleFunction, Quality]] = {
-    **_linears("avx2", "2:4", "int8", "int8", linear_int8.avx2_schedule, "default"),
-    **_linears("avx2", None, "int8", "int8", linear_int8.avx2_schedule, "default"),
-    **_linears("any", "2:4", "int8", "int8", linear_int8.portable_schedule, "portable"),
-    **_linears("any", None, "int8", "int8", linear_int8.portable_schedule, "portable"),
+def _key(isa: str, weights: WeightFormat, kind: Kind) -> KernelKey:
+    return KernelKey(isa, weights.sparsity, weights.dtype, weights.activation_dtype, weights.group_size, kind)
+
+
+_INTEGERS = [weights for weights in WEIGHT_FORMATS if weights.activation_dtype == "int8"]
+_FLOATS = [weights for weights in WEIGHT_FORMATS if weights.activation_dtype == "float32"]
+# Layouts of plain rows, which have a kernel of their own.
+_ROWS = [weights for weights in _FLOATS if weights.sparsity is None and weights.dtype.startswith("float")]
+
+KERNELS: dict[KernelKey, Entry] = {
+    **_linears("avx2", _INTEGERS, linear_int8.avx2_schedule, "default"),
+    **_linears("any", _INTEGERS, linear_int8.portable_schedule, "portable"),
+    **_linears("any", [weights for weights in _FLOATS if weights not in _ROWS], linear_tiles.schedule, "portable"),
     # One schedule for every CPU: it takes the width of the target's vectors.
-    **_linears("any", None, "float32", "float32", linear_float32.schedule, "default"),
+    **_linears("any", _ROWS, linear_rows.schedule, "default"),
 }
 
 # Kernels other than linears: op -> schedule, for every CPU.
@@ -98,20 +105,33 @@ _OTHER_KERNELS: dict[str, ScheduleFunction] = {
     "quantize_activations": rows.quantize_activations,
     "embedding": rows.embedding,
     "compress": rows.compress,
+    **dict.fromkeys(("contribution_factors", "select"), rows.compress),
+    **dict.fromkeys(("normalize_rows", "cg_start", "cg_step", "regrow"), rows.compress),
+    "gram": gram.schedule,
+    "input_squares": gram.schedule_squares,
 }
 
 
-def weight_format(*, sparsity: str | None, dtype: str, group_size: int | None = None) -> WeightFormat:
+def weight_format(
+    *,
+    sparsity: str | float | None,
+    dtype: str,
+    group_size: int | None = None,
+    activations: Literal["int8", "float"] = "int8",
+) -> WeightFormat:
     """Look up the packed format of a scheme.
 
     Parameters
     ----------
     sparsity
-        "2:4" or None.
+        "2:4" or None; what else there is has no format of its own and is stored dense.
     dtype
-        "int8" or "float32".
+        "int8", "int4", "float8_e4m3fn", "float16" or "float32".
     group_size
-        in_features that share a scale; None is the whole row.
+        in_features that share a scale; None or -1 is the whole row.
+    activations
+        Whether linears on integer weights read activations quantized to int8, or float32 ones (weight-only). Linears
+        on floating-point weights always read float32.
 
     Returns
     -------
@@ -123,13 +143,19 @@ def weight_format(*, sparsity: str | None, dtype: str, group_size: int | None = 
     UnsupportedSchemeError
         When no kernel reads such a format; the message lists what there is.
     """
+    packed_sparsity = sparsity if sparsity == "2:4" else None
+    group_size = None if group_size == -1 else group_size
+    activation_dtype = "int8" if activations == "int8" and dtype in ("int8", "int4") else "float32"
+    asked = (packed_sparsity, dtype, group_size, activation_dtype)
     for candidate in WEIGHT_FORMATS:
-        if (candidate.sparsity, candidate.dtype, None) == (sparsity, dtype, group_size):
+        if asked == (candidate.sparsity, candidate.dtype, candidate.group_size, candidate.activation_dtype):
             return candidate
-    known = ", ".join(f"{known.sparsity or 'dense'} {known.dtype}" for known in WEIGHT_FORMATS)
-    asked = f"{sparsity or 'dense'} {dtype}" + (f" with group_size={group_size}" if group_size is not None else "")
+    known = ", ".join(dict.fromkeys(f"{known.sparsity or 'dense'} {known.dtype}" for known in WEIGHT_FORMATS))
+    grouped = dict.fromkeys(known.dtype for known in WEIGHT_FORMATS if known.group_size is not None)
+    found = f"{sparsity or 'dense'} {dtype}" + (f" with group_size={group_size}" if group_size is not None else "")
     raise UnsupportedSchemeError(
-        f"no kernel exists for {asked}: expected one of {known}, with one scale per output channel (group_size=None)."
+        f"no kernel exists for {found}: expected one of {known}, with group_size=None or, for {' and '.join(grouped)}, "
+        f"{', '.join(map(str, GROUP_SIZES))}."
     )
 
 
@@ -163,14 +189,19 @@ def schedule(func: PrimFunc, target: Target) -> tuple[PrimFunc, ScheduleChoice]:
 
 
 def _linear_kernel(kernel: dict[str, Any], target: Target) -> tuple[str, ScheduleFunction, Quality]:
-    known = next(candidate for candidate in WEIGHT_FORMATS if candidate.name == kernel["weight_format"])
-    kind: Literal["gemv", "gemm"] = "gemv" if all(size == 1 for size in kernel["lead"]) else "gemm"
+    asked = (kernel["weight_format"], kernel.get("group_size"), kernel["activation_dtype"])
+    known = next(
+        candidate
+        for candidate in WEIGHT_FORMATS
+        if asked == (candidate.name, candidate.group_size, candidate.activation_dtype)
+    )
+    kind: Kind = "gemv" if all(size == 1 for size in kernel["lead"]) else "gemm"
     features = cpu_features(target)
     for isa, needed in ISAS.items():
-        key = KernelKey(isa, known.sparsity, known.dtype, known.activation_dtype, None, kind)
+        key = _key(isa, known, kind)
         if needed <= features and key in KERNELS:
             function, quality = KERNELS[key]
-            return f"{isa}.{known.name}.{kind}", function, quality
+            return f"{isa}.{known.label}.{kind}", function, quality
     raise UnsupportedSchemeError(
-        f"no kernel for a {kind} with {known.name} weights on {target.kind.name} with features {sorted(features)}."
+        f"no kernel for a {kind} with {known.label} weights on {target.kind.name} with features {sorted(features)}."
     )

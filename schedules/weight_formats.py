@@ -1,7 +1,6 @@
-"""What can be done with a weight in each format: its packed tensors, how it is made, multiplied and looked up."""
+"""What can be done with a weight in each format: how it is stored, made, multiplied, looked up and read back."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -9,27 +8,29 @@ import numpy as np
 from tvm.tirx import PrimFunc
 
 from hwpq_tvm.schedules import embedding as embeddings
-from hwpq_tvm.schedules.compress.int8 import compress_dense_int8, compress_sparse24_int8
-from hwpq_tvm.schedules.layouts import dense_int8, sparse24_int8
-from hwpq_tvm.schedules.layouts.tiles import padded_out_features
+from hwpq_tvm.schedules.compress.compress import compress
+from hwpq_tvm.schedules.compress.selection import Selection
+from hwpq_tvm.schedules.layouts import packed as layouts
+from hwpq_tvm.schedules.layouts.sparse24_int8 import GROUP
+from hwpq_tvm.schedules.layouts.tiles import GROUP_SIZES
 from hwpq_tvm.schedules.linear_float32 import linear_float32
 from hwpq_tvm.schedules.linear_int8 import linear_int8
 
-Tensor = tuple[tuple[int, ...], str]
-
 
 @dataclass(frozen=True, slots=True)
-class WeightFormat(ABC):
+class WeightFormat:
     """One way to hold a weight ``[N, K]`` (out_features, in_features).
 
     Attributes
     ----------
     name
-        Name of the format, as kernels carry it.
+        Name of the packed layout, as kernels carry it.
     sparsity
         "2:4" or None.
     dtype
         What a kept weight is.
+    group_size
+        in_features that share a scale; None is the whole row, or no scale at all.
     activation_dtype
         What the linear reads: "int8" activations come from `quantize_activations`.
     """
@@ -37,92 +38,86 @@ class WeightFormat(ABC):
     name: str
     sparsity: str | None
     dtype: str
+    group_size: int | None
     activation_dtype: str
+
+    @property
+    def label(self) -> str:
+        """The format in a word, such as "dense_int4.g64.weight_only": no other one has the same."""
+        group = "" if self.group_size is None else f".g{self.group_size}"
+        weight_only = self.dtype.startswith("int") and self.activation_dtype == "float32"
+        return self.name + group + (".weight_only" if weight_only else "")
 
     @property
     def packs(self) -> bool:
         """Whether weights are compressed; False where they are used as they are."""
-        return True
+        return self.dtype != "float32"
 
     def why_not(self, N: int, K: int) -> str | None:
         """Say why a weight of this shape can't have this format; None when it can."""
+        if self.sparsity and K % GROUP:
+            return f"in_features {K} is not divisible by {GROUP}"
         return None
 
-    @abstractmethod
-    def packed(self, N: int, K: int) -> dict[str, Tensor]:
+    def packed(self, N: int, K: int) -> dict[str, layouts.Tensor]:
         """Shapes and dtypes of the packed tensors, in the order of the kernels' arguments.
 
-        Tensors of several linears concatenate along axis 0, the blocks of output rows.
+        Tensors of several linears concatenate along axis 0: blocks of output rows, or rows.
         """
+        return layouts.tensors(self.name, self.group_size, N, K)
+
+    def rows(self, N: int) -> int:
+        """Rows of the packed weight, which are features of the product: N, or N padded to whole blocks."""
+        return layouts.rows(self.name, N)
 
     def bits_per_weight(self, N: int, K: int) -> float:
         """Bits that the packed tensors take for each weight: scales, metadata and padding counted."""
         total = sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.packed(N, K).values())
         return 8 * total / (N * K)
 
-    @abstractmethod
-    def compress(self, N: int, K: int, metric: str) -> PrimFunc | None:
-        """``(W [N, K], s [K]) -> (*packed, stats [N, 4])``; None where weights are used as they are."""
+    def compress(
+        self, N: int, K: int, *, selection: Selection | None, clip_search: bool = True, reconstructed: bool = False
+    ) -> PrimFunc | None:
+        """Describe selection, quantization and packing; None where weights are used as they are.
 
-    @abstractmethod
-    def linear(self, lead: Sequence[int | str], N: int, K: int, bias: bool) -> PrimFunc:
-        """Describe the linear on packed tensors; N may be the sum of several padded ones."""
+        The function and its parameters are those of `schedules.compress.compress.compress`.
+        """
+        if not self.packs:
+            return None
+        return compress(
+            self.name,
+            self.group_size,
+            N,
+            K,
+            selection=selection,
+            clip_search=clip_search,
+            reconstructed=reconstructed,
+        )
 
-    @abstractmethod
+    def linear(self, lead: Sequence[int | str], N: int, K: int) -> PrimFunc:
+        """Describe the linear on packed tensors; N may be the sum of the `rows` of several."""
+        if self.activation_dtype == "int8":
+            return linear_int8(self.name, lead, N, K, self.group_size)
+        return linear_float32(lead, N, K, self.name, self.group_size)
+
     def embedding(self, lead: Sequence[int | str], N: int, K: int) -> PrimFunc | None:
-        """``(ids [*lead], *packed) -> [*lead, K]``; None where rows can't be looked up in this format."""
+        """``(ids [*lead], *packed) -> [*lead, K]``; None for sparse formats, whose rows aren't looked up."""
+        return None if self.sparsity else embeddings.embedding(self.name, lead, N, K, self.group_size)
+
+    def dequantize(self, packed: Mapping[str, np.ndarray], N: int, K: int) -> np.ndarray:
+        """Read packed tensors as the float32 matrix ``[N, K]`` that kernels multiply with."""
+        return layouts.dequantize(self.name, self.group_size, packed, N, K)
 
 
-class _Int8(WeightFormat):
-    """A packed int8 layout with one scale per output row."""
-
-    def packed(self, N: int, K: int) -> dict[str, Tensor]:
-        layout = sparse24_int8 if self.sparsity else dense_int8
-        return {"weight": (layout.weight_shape(N, K), "int8"), "scale": ((padded_out_features(N),), "float32")}
-
-    def linear(self, lead: Sequence[int | str], N: int, K: int, bias: bool) -> PrimFunc:
-        return linear_int8(self.name, lead, N, K, bias)
-
-
-class _Sparse24Int8(_Int8):
-    def why_not(self, N: int, K: int) -> str | None:
-        return None if K % sparse24_int8.GROUP == 0 else f"in_features {K} is not divisible by {sparse24_int8.GROUP}"
-
-    def compress(self, N: int, K: int, metric: str) -> PrimFunc:
-        return compress_sparse24_int8(N, K, metric)
-
-    def embedding(self, lead: Sequence[int | str], N: int, K: int) -> None:
-        return None
+def _formats() -> Iterator[WeightFormat]:
+    for prefix, sparsity in (("sparse24", "2:4"), ("dense", None)):
+        for dtype in ("int8", "int4"):
+            for group_size in (None, *GROUP_SIZES):
+                for activation_dtype in ("int8", "float32"):
+                    yield WeightFormat(f"{prefix}_{dtype}", sparsity, dtype, group_size, activation_dtype)
+        yield WeightFormat(f"{prefix}_float8", sparsity, "float8_e4m3fn", None, "float32")
+        yield WeightFormat(f"{prefix}_float16", sparsity, "float16", None, "float32")
+    yield WeightFormat("dense_float32", None, "float32", None, "float32")
 
 
-class _DenseInt8(_Int8):
-    def compress(self, N: int, K: int, metric: str) -> PrimFunc:
-        return compress_dense_int8(N, K, metric)
-
-    def embedding(self, lead: Sequence[int | str], N: int, K: int) -> PrimFunc:
-        return embeddings.embedding(self.name, lead, N, K)
-
-
-class _DenseFloat32(WeightFormat):
-    @property
-    def packs(self) -> bool:
-        return False
-
-    def packed(self, N: int, K: int) -> dict[str, Tensor]:
-        return {"weight": ((N, K), "float32")}
-
-    def compress(self, N: int, K: int, metric: str) -> None:
-        return None
-
-    def linear(self, lead: Sequence[int | str], N: int, K: int, bias: bool) -> PrimFunc:
-        return linear_float32(lead, N, K, bias)
-
-    def embedding(self, lead: Sequence[int | str], N: int, K: int) -> PrimFunc:
-        return embeddings.embedding(self.name, lead, N, K)
-
-
-WEIGHT_FORMATS: tuple[WeightFormat, ...] = (
-    _Sparse24Int8("sparse24_int8", sparsity="2:4", dtype="int8", activation_dtype="int8"),
-    _DenseInt8("dense_int8", sparsity=None, dtype="int8", activation_dtype="int8"),
-    _DenseFloat32("dense_float32", sparsity=None, dtype="float32", activation_dtype="float32"),
-)
+WEIGHT_FORMATS: tuple[WeightFormat, ...] = tuple(_formats())

@@ -1,11 +1,13 @@
 """`build` and `plan` around the phases: dumps, dry runs, what is refused before any work."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import hwpq_tvm
 from hwpq_tvm import HWPQConfig, LayerScheme, compiler
-from hwpq_tvm.errors import ConfigError, HwpqError, TargetError
+from hwpq_tvm.errors import ConfigError, HwpqError, PlanError, TargetError
 from hwpq_tvm.importers import sources
 from tests.tiny_hf import save, tiny_llama, tiny_qwen2
 
@@ -17,8 +19,9 @@ def test_every_phase_can_be_dumped(tmp_path):
     names = [path.stem.split("_", 1)[1] for path in sorted((tmp_path / "dump").iterdir())]
     assert names == [
         "import",
-        "compress",
+        "transform",
         *(f"transform_{phase}" for phase in ("optimise", "schedule", "lower")),
+        "compress",
         "optimise",
         "schedule",
         "lower",
@@ -26,7 +29,7 @@ def test_every_phase_can_be_dumped(tmp_path):
     texts = {path.stem.split("_", 1)[1]: path.read_text() for path in (tmp_path / "dump").iterdir()}
     assert "R.matmul" in texts["import"]
     assert "R.matmul" not in texts["compress"]
-    assert "def transform_params" in texts["compress"]
+    assert "def transform_params" in texts["transform"]
     assert "transform_params" not in texts["optimise"]
     assert set(model.report["seconds"]) == {"import", "plan", "compress", "compile"}
     assert np.isfinite(model(np.arange(9))).all()
@@ -66,13 +69,56 @@ def test_what_cannot_work_is_refused_before_any_work(model, options, kind, words
     assert not (tmp_path / "work").exists()
 
 
-def test_all_layers_that_cannot_have_their_scheme_are_named_at_once(monkeypatch):
-    from hwpq_tvm.errors import PlanError
-    from hwpq_tvm.schedules import weight_formats
-
-    monkeypatch.setattr(weight_formats._DenseInt8, "why_not", lambda self, N, K: f"no {N}")
-    config = HWPQConfig(default=LayerScheme(sparsity=None))
+def test_all_layers_that_cannot_have_their_scheme_are_named_at_once():
+    config = HWPQConfig(default=LayerScheme(sparsity=None, dtype="int4"))
     with pytest.raises(PlanError) as error:
         compiler.plan(tiny_llama(), "cpu", config=config, max_seq_len=16)
-    assert len(str(error.value).splitlines()) == 15
-    assert "layer model.layers.1.mlp.down_proj [36, 44]: dense int8 is not possible: no 36" in str(error.value)
+    assert len(str(error.value).splitlines()) == 14
+    assert "layer model.layers.1.mlp.down_proj [36, 44]: in_features 44 is not divisible by group_size 64" in str(
+        error.value
+    )
+
+
+INT8 = HWPQConfig(default=LayerScheme(reconstruct="none"))
+TOKENS = np.random.default_rng(0).integers(0, 100, (3, 16))
+
+
+def test_a_build_that_was_stopped_goes_on_with_its_layers(tmp_path, monkeypatch):
+    """Stopped after calibration and compression: neither is done again, and the model is the same."""
+    options = {"target": "cpu", "calibration": TOKENS, "max_seq_len": 16, "config": INT8, "progress": False}
+    model = tiny_llama()
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compiler, "compile_module", stop)
+        with pytest.raises(KeyboardInterrupt):
+            hwpq_tvm.build(model, work_dir=tmp_path / "work", **options)
+    assert len(list((tmp_path / "work" / "layers").glob("*.safetensors"))) == 2 + 2 * 4
+    with pytest.raises(ConfigError, match="another calibration, configuration, so it can't be resumed"):
+        hwpq_tvm.build(
+            model, work_dir=tmp_path / "work", resume=True, **{**options, "calibration": None, "config": HWPQConfig()}
+        )
+    for work in ("observe", "compress_groups"):
+        monkeypatch.setattr(f"hwpq_tvm.stages.{work}", lambda *_, **__: pytest.fail("done again"))
+    resumed = hwpq_tvm.build(model, work_dir=tmp_path / "work", resume=True, **options)
+    assert not (tmp_path / "work" / "layers").exists()
+    monkeypatch.undo()
+    again = hwpq_tvm.build(model, **options)
+    assert sorted(resumed.params) == sorted(again.params)
+    for name, array in again.params.items():
+        np.testing.assert_array_equal(resumed.params[name], array)
+
+
+def test_sequential_calibration_sees_compressed_layers(monkeypatch):
+    """The first part of the model is compressed as ever; what comes later is calibrated on what it hands on."""
+    options = {"target": "cpu", "calibration": TOKENS, "max_seq_len": 16, "progress": False}
+    configs = (INT8, dataclasses.replace(INT8, sequential=True))
+    monkeypatch.setattr("hwpq_tvm.stages.SEQUENTIAL_STAGES", 2)
+    usual, sequential = (hwpq_tvm.build(tiny_llama(), config=config, **options) for config in configs)
+    first, last = "model.layers.0.self_attn.q_proj+k_proj+v_proj.weight", "model.layers.1.mlp.down_proj.weight"
+    np.testing.assert_array_equal(usual.params[first], sequential.params[first])
+    assert (usual.params[last] != sequential.params[last]).any()
+    assert sequential.report["calibration"]["sequential"]
+    assert sequential.report["calibration"]["passes"] == 2

@@ -24,7 +24,7 @@ def stage(monkeypatch, compiler_stub, tiny, tmp_path):
 
     compiler_stub.build = build
     monkeypatch.setattr(demo, "find_model", lambda: source)
-    perplexities = iter([20.25, 21.5, 400.0] * 2)
+    perplexities = iter([20.25, 21.5, 23.0, 400.0] * 2)
     monkeypatch.setattr(
         evaluate, "perplexity", lambda *_, **__: evaluate.PerplexityResult(next(perplexities), 1000, 2, 512)
     )
@@ -50,33 +50,35 @@ def run(tmp_path):
 def test_one_table_two_answers_and_the_reason(stage, tmp_path):
     _, built = stage
     out = run(tmp_path)
-    assert [str(config.default) for config in built] == ["dense float32", "dense int8", "2:4 int8"]
+    assert [str(config.default) for config in built] == ["dense float32", "dense int8", "dense int4 g64", "2:4 int8"]
     assert str(built[0].lm_head) == "dense float32"
     rows = [re.split(r"\s*[│|]\s*", line.strip("│| ")) for line in out.splitlines() if line.startswith(("│", "|"))]
     assert [row[0] for row in rows] == [
         "float32 (dequantized from torch, source 1 MB)",
         "dense int8",
+        "dense int4 g64",
         "2:4 int8",
     ]
     assert [row[3:6] for row in rows] == [
         ["20.25", "100.0", "10.0"],
         ["21.50", "101.0", "11.0"],
-        ["400.00", "102.0", "12.0"],
+        ["23.00", "102.0", "12.0"],
+        ["400.00", "103.0", "13.0"],
     ]
     size = sum(file.stat().st_size for file in (tmp_path / "work" / "24-int8").iterdir())
-    assert rows[2][1] == f"{size / 1e6:.1f} MB"
+    assert rows[3][1] == f"{size / 1e6:.1f} MB"
     assert out.count("answers 'sky?'\n") == 2
     assert out.count("\nblue") == 2
-    assert "Measured perplexity: 400.0, dense int8 21.5, float32 20.2" in out
+    assert "Measured perplexity: float32 20.2, dense int8 21.5, dense int4 g64 23.0, 2:4 int8 400.0" in out
 
 
 def test_a_second_run_takes_what_is_there_and_says_so(stage, tmp_path):
     _, built = stage
     run(tmp_path)
     out = run(tmp_path)
-    assert len(built) == 3
-    assert out.count("built before, taken from") == 3
-    assert out.count("(earlier run)") == 3
+    assert len(built) == 4
+    assert out.count("built before, taken from") == 4
+    assert out.count("(earlier run)") == 4
 
 
 def test_another_model_is_built_anew(stage, tmp_path):
@@ -84,7 +86,7 @@ def test_another_model_is_built_anew(stage, tmp_path):
     run(tmp_path)
     source.write_bytes(b"GGUF, another one")
     assert "earlier run" not in run(tmp_path)
-    assert len(built) == 6
+    assert len(built) == 8
 
 
 def test_a_damaged_note_is_no_error(stage, tmp_path):
@@ -92,7 +94,7 @@ def test_a_damaged_note_is_no_error(stage, tmp_path):
     run(tmp_path)
     (tmp_path / "work" / "24-int8.json").write_text("{")
     run(tmp_path)
-    assert len(built) == 4
+    assert len(built) == 5
     assert set(os.listdir(tmp_path / "work" / "24-int8")) >= {"manifest.json", "model.so"}
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 from hwpq_tvm.errors import ImportModelError
-from hwpq_tvm.importers.imported_model import ImportedModel, ModelMetadata, ParameterSource
+from hwpq_tvm.importers.imported_model import CacheSize, ImportedModel, ModelMetadata, ParameterSource
+from hwpq_tvm.schedules.kv_cache import KV_CACHE_DTYPES, KVCacheDtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -14,7 +15,11 @@ __all__ = ["ImportedModel", "ModelMetadata", "ParameterSource", "import_model"]
 
 
 def import_model(
-    model: Union[str, os.PathLike[str], "PreTrainedModel"], *, max_batch: int = 1, max_seq_len: int = 2048
+    model: Union[str, os.PathLike[str], "PreTrainedModel"],
+    *,
+    max_batch: int = 1,
+    max_seq_len: int = 2048,
+    kv_cache_dtype: KVCacheDtype = "float32",
 ) -> ImportedModel:
     """Turn a causal language model into Relax functions over named weights.
 
@@ -27,6 +32,9 @@ def import_model(
         Number of sequences that are computed together; 1 is all there is so far.
     max_seq_len
         Number of positions of the KV cache: prompt and answer together.
+    kv_cache_dtype
+        How keys and values are kept: "float32", or "int8" with one scale for each token and head, in about a quarter
+        of the memory (`hwpq_tvm.schedules.kv_cache`).
 
     Returns
     -------
@@ -44,8 +52,11 @@ def import_model(
         raise ImportModelError(f"max_batch is {max_batch}: only 1 is supported so far")
     if max_seq_len < 1:
         raise ImportModelError(f"max_seq_len is {max_seq_len}: expected at least 1")
+    if kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise ImportModelError(f"kv_cache_dtype is {kv_cache_dtype!r}: expected one of {', '.join(KV_CACHE_DTYPES)}")
+    size = CacheSize(max_batch, max_seq_len, kv_cache_dtype)
     if isinstance(model, str | os.PathLike):
-        return _import_path(Path(model), max_batch, max_seq_len)
+        return _import_path(Path(model), size)
 
     # Importing transformers' models takes seconds: a wrong path is told before that.
     from transformers import PreTrainedModel
@@ -53,18 +64,18 @@ def import_model(
     if isinstance(model, PreTrainedModel):
         from hwpq_tvm.importers.huggingface import import_live_model
 
-        return import_live_model(model, max_batch=max_batch, max_seq_len=max_seq_len)
+        return import_live_model(model, size)
     raise ImportModelError(
         f"can't import a {type(model).__module__}.{type(model).__qualname__}: expected the folder of a transformers"
         " model, a .gguf file, or a live transformers.PreTrainedModel"
     )
 
 
-def _import_path(path: Path, max_batch: int, max_seq_len: int) -> ImportedModel:
+def _import_path(path: Path, size: CacheSize) -> ImportedModel:
     if path.is_dir():
         from hwpq_tvm.importers.huggingface import import_folder
 
-        return import_folder(path, max_batch=max_batch, max_seq_len=max_seq_len)
+        return import_folder(path, size)
     if not path.exists():
         raise ImportModelError(
             f"{path} does not exist: expected the folder of a transformers model or a .gguf file (models are not"
@@ -80,7 +91,7 @@ def _import_path(path: Path, max_batch: int, max_seq_len: int) -> ImportedModel:
     if is_gguf:
         from hwpq_tvm.importers.gguf import import_gguf
 
-        return import_gguf(path, max_batch=max_batch, max_seq_len=max_seq_len)
+        return import_gguf(path, size)
     hint = " (give the folder that holds it)" if path.suffix in (".safetensors", ".json", ".bin") else ""
     raise ImportModelError(
         f"{path} is no model that can be imported: it does not start with {MAGIC.decode()!r}; expected a .gguf file or"

@@ -12,8 +12,10 @@ from tvm import relax
 
 from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.importers.cached_attention import ATTENTION_NAME, OPERATOR, STATE_ARGUMENT, CacheState
+from hwpq_tvm.importers.imported_model import CacheSize
 from hwpq_tvm.importers.structure import copy_without_weights, parameter_aliases, supported_models
 from hwpq_tvm.importers.translate import keep_one_token, make_all_inputs_plain, translate
+from hwpq_tvm.schedules.kv_cache import row_elements
 
 ENTRIES = ("decode", "prefill")
 
@@ -31,7 +33,7 @@ class CausalLM:
     constants
         Values of those weights that are no parameters of the model (buffers, constants of its code).
     kv_cache_shape
-        `(layers, 2, batch, kv_heads, max_seq_len, head_dim)`.
+        `(layers, 2, batch, kv_heads, max_seq_len, row)`; see `hwpq_tvm.schedules.kv_cache`.
     """
 
     module: tvm.IRModule
@@ -62,17 +64,15 @@ class _CachedForward(torch.nn.Module):
         return output.logits, state.cache
 
 
-def import_causal_lm(model: PreTrainedModel, *, max_batch: int, max_seq_len: int) -> CausalLM:
+def import_causal_lm(model: PreTrainedModel, size: CacheSize) -> CausalLM:
     """Turn a causal language model of transformers into Relax; its weights' values are not read.
 
     Parameters
     ----------
     model
         The model; its parameters may be on the meta device. It is not changed.
-    max_batch
-        Number of sequences that are computed together.
-    max_seq_len
-        Number of positions of the cache.
+    size
+        Of the KV cache.
 
     Raises
     ------
@@ -83,10 +83,10 @@ def import_causal_lm(model: PreTrainedModel, *, max_batch: int, max_seq_len: int
     aliases = parameter_aliases(model)
     skeleton = copy_without_weights(model)
     skeleton.config._attn_implementation = ATTENTION_NAME
-    program = _export(skeleton, architecture, max_batch)
+    program = _export(skeleton, architecture, size)
     _simplify(program)
     _check_matrices(program, architecture)
-    kv_cache_shape = _kv_cache_shape(program, skeleton, architecture, max_batch, max_seq_len)
+    kv_cache_shape = _kv_cache_shape(program, skeleton, architecture, size)
     names, constants = _name_inputs(program, aliases)
     used = {name for node, name in names.items() if node.users}
     weights = tuple(name for name in dict.fromkeys(names.values()) if name in used)
@@ -113,14 +113,14 @@ def import_causal_lm(model: PreTrainedModel, *, max_batch: int, max_seq_len: int
     )
 
 
-def _export(skeleton: PreTrainedModel, architecture: str, max_batch: int) -> ExportedProgram:
+def _export(skeleton: PreTrainedModel, architecture: str, size: CacheSize) -> ExportedProgram:
     """Trace the model with a symbolic number of tokens and of logits."""
     length, logits = 7, 3
     inputs = (
-        torch.zeros(max_batch, length, dtype=torch.int64),
+        torch.zeros(size.max_batch, length, dtype=torch.int64),
         torch.zeros(logits, dtype=torch.int64),
-        torch.zeros(max_batch, dtype=torch.int32),
-        torch.zeros(1),
+        torch.zeros(size.max_batch, dtype=torch.int32),
+        torch.zeros(1, dtype=getattr(torch, size.dtype)),
     )
     shapes = ({1: Dim("seq_len")}, {0: Dim("num_logits")}, None, None)
     try:
@@ -171,7 +171,7 @@ def _check_matrices(program: ExportedProgram, architecture: str) -> None:
 
 
 def _kv_cache_shape(
-    program: ExportedProgram, skeleton: PreTrainedModel, architecture: str, max_batch: int, max_seq_len: int
+    program: ExportedProgram, skeleton: PreTrainedModel, architecture: str, size: CacheSize
 ) -> tuple[int, ...]:
     """Derive the cache's shape from the attention calls that were traced."""
     calls = [node for node in program.graph.nodes if node.op == "call_function" and node.target.__name__ == OPERATOR]
@@ -187,7 +187,7 @@ def _kv_cache_shape(
         )
     _check_windows(skeleton, architecture, [call.args[7] for call in calls])
     ((kv_heads, head_dim),) = heads
-    return (len(calls), 2, max_batch, kv_heads, max_seq_len, head_dim)
+    return (len(calls), 2, size.max_batch, kv_heads, size.max_seq_len, row_elements(head_dim, size.dtype))
 
 
 def _check_windows(skeleton: PreTrainedModel, architecture: str, windows: list[int | None]) -> None:

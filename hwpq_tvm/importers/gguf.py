@@ -12,7 +12,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.importers.gguf_file import GGUFFile
 from hwpq_tvm.importers.huggingface import import_with_checkpoint
-from hwpq_tvm.importers.imported_model import ImportedModel
+from hwpq_tvm.importers.imported_model import CacheSize, ImportedModel
 from hwpq_tvm.importers.structure import build_structure
 from hwpq_tvm.importers.tokenizer_files import gguf_tokenizer_files
 
@@ -69,7 +69,7 @@ class GGUFSource:
         return value
 
 
-def import_gguf(path: Path, *, max_batch: int, max_seq_len: int) -> ImportedModel:
+def import_gguf(path: Path, size: CacheSize) -> ImportedModel:
     """Import a GGUF file of a Llama-like model; weights are dequantized later, one by one."""
     file = GGUFFile(path)
     architecture = str(file.metadata.get("general.architecture"))
@@ -81,8 +81,7 @@ def import_gguf(path: Path, *, max_batch: int, max_seq_len: int) -> ImportedMode
     return import_with_checkpoint(
         model,
         GGUFSource(file, architecture, model),
-        max_batch=max_batch,
-        max_seq_len=max_seq_len,
+        size,
         source=str(path),
         source_bytes=path.stat().st_size,
         source_format=f"gguf {elements.most_common(1)[0][0]}" if elements else "gguf",

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.importers.causal_lm import ENTRIES, import_causal_lm
-from hwpq_tvm.importers.imported_model import ImportedModel, ModelMetadata, ParameterSource
+from hwpq_tvm.importers.imported_model import CacheSize, ImportedModel, ModelMetadata, ParameterSource
 from hwpq_tvm.importers.sources import ModelParameters, SafetensorsSource, TorchSource, match_names
 from hwpq_tvm.importers.structure import build_structure, parameter_aliases, supported_models
 from hwpq_tvm.importers.tokenizer_files import read_tokenizer_files
@@ -23,7 +23,7 @@ class Checkpoint(ParameterSource, Protocol):
         """Names of all tensors."""
 
 
-def import_folder(folder: Path, *, max_batch: int, max_seq_len: int) -> ImportedModel:
+def import_folder(folder: Path, size: CacheSize) -> ImportedModel:
     """Import a folder as `save_pretrained` writes it; weights are read later, one by one."""
     config = _read_config(folder)
     source = SafetensorsSource(folder)
@@ -31,8 +31,7 @@ def import_folder(folder: Path, *, max_batch: int, max_seq_len: int) -> Imported
     return import_with_checkpoint(
         build_structure(config),
         source,
-        max_batch=max_batch,
-        max_seq_len=max_seq_len,
+        size,
         source=str(folder),
         source_bytes=source.nbytes,
         source_format="safetensors",
@@ -41,7 +40,7 @@ def import_folder(folder: Path, *, max_batch: int, max_seq_len: int) -> Imported
     )
 
 
-def import_live_model(model: PreTrainedModel, *, max_batch: int, max_seq_len: int) -> ImportedModel:
+def import_live_model(model: PreTrainedModel, size: CacheSize) -> ImportedModel:
     """Import a model that is in memory; it is not changed, and its weights are read where they are."""
     origin = model.name_or_path or ""
     parameters = dict(model.named_parameters())
@@ -60,8 +59,7 @@ def import_live_model(model: PreTrainedModel, *, max_batch: int, max_seq_len: in
     return import_with_checkpoint(
         model,
         TorchSource(parameters),
-        max_batch=max_batch,
-        max_seq_len=max_seq_len,
+        size,
         source=origin or type(model).__name__,
         source_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters.values()),
         source_format="torch",
@@ -76,9 +74,8 @@ def import_live_model(model: PreTrainedModel, *, max_batch: int, max_seq_len: in
 def import_with_checkpoint(
     model: PreTrainedModel,
     checkpoint: Checkpoint,
+    size: CacheSize,
     *,
-    max_batch: int,
-    max_seq_len: int,
     source: str,
     source_bytes: int,
     source_format: str,
@@ -93,8 +90,8 @@ def import_with_checkpoint(
         The model; its own parameters are not read and may be on the meta device.
     checkpoint
         The weights by their names in the model.
-    max_batch, max_seq_len
-        As in `import_model`.
+    size
+        Of the KV cache.
     source, source_bytes, source_format
         What to say of the checkpoint in the metadata.
     special_tokens
@@ -112,12 +109,12 @@ def import_with_checkpoint(
             "an encoder-decoder model" if model.config.is_encoder_decoder else "a model without a language model head"
         )
         raise ImportModelError(f"{type(model).__name__} is {kind}; {supported_models()}")
-    _check_length(model.config, max_seq_len)
+    _check_length(model.config, size.max_seq_len)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     aliases = parameter_aliases(model)
     available = {name: checkpoint.shape(name) for name in checkpoint.names()}
     names = match_names(available, shapes, aliases, source=source)
-    imported = import_causal_lm(model, max_batch=max_batch, max_seq_len=max_seq_len)
+    imported = import_causal_lm(model, size)
     eos = special_tokens.get("eos_token_id")
     return ImportedModel(
         module=imported.module,
@@ -132,8 +129,9 @@ def import_with_checkpoint(
             eos_token_ids=tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),),
             bos_token_id=special_tokens.get("bos_token_id"),
             kv_cache_shape=imported.kv_cache_shape,
-            max_batch=max_batch,
-            max_seq_len=max_seq_len,
+            kv_cache_dtype=size.dtype,
+            max_batch=size.max_batch,
+            max_seq_len=size.max_seq_len,
         ),
         tokenizer_files=tokenizer_files,
     )

@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 import tvm
 
+from hwpq_tvm.schedules.kv_cache import KVCacheDtype
+
 
 class ParameterSource(Protocol):
     """Weights by name, read one at a time."""
@@ -19,6 +21,25 @@ class ParameterSource(Protocol):
 
         The array may share memory with a live model: it is for reading only.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """What a user decides about the KV cache.
+
+    Attributes
+    ----------
+    max_batch
+        Number of sequences that are computed together.
+    max_seq_len
+        Number of positions.
+    dtype
+        Element type, see `hwpq_tvm.schedules.kv_cache`.
+    """
+
+    max_batch: int
+    max_seq_len: int
+    dtype: KVCacheDtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +63,9 @@ class ModelMetadata:
     bos_token_id
         Token that starts a text, None if there is none.
     kv_cache_shape
-        `(layers, 2, batch, kv_heads, max_seq_len, head_dim)`, float32.
+        `(layers, 2, batch, kv_heads, max_seq_len, row)`; see `hwpq_tvm.schedules.kv_cache`.
+    kv_cache_dtype
+        Element type of the cache: "float32" or "int8".
     max_batch
         Number of sequences that are computed together.
     max_seq_len
@@ -57,6 +80,7 @@ class ModelMetadata:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     kv_cache_shape: tuple[int, ...]
+    kv_cache_dtype: KVCacheDtype
     max_batch: int
     max_seq_len: int
 

@@ -14,8 +14,9 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.importers.cached_attention import OPERATOR
 from hwpq_tvm.importers.structure import supported_models
-from hwpq_tvm.schedules.attention import attention, kv_cache_update
+from hwpq_tvm.schedules.attention import attention
 from hwpq_tvm.schedules.kernel_attr import KERNEL_ATTR
+from hwpq_tvm.schedules.kv_cache import kv_cache_update
 
 
 class _AttentionCalls:
@@ -41,9 +42,16 @@ class _AttentionCalls:
         constants: tuple[Any, ...] = node.args[5:]
         layer, scale, window, softcap = constants
         builder = importer.block_builder
-        layers, _, batch, kv_heads, max_len, head_dim = self.kv_cache_shape
-        _, heads, length, _ = query.ty.shape.values
-        shape = {"layers": layers, "batch": batch, "kv_heads": kv_heads, "head_dim": head_dim, "max_len": max_len}
+        layers, _, batch, kv_heads, max_len, _ = self.kv_cache_shape
+        _, heads, length, head_dim = query.ty.shape.values
+        shape: dict[str, Any] = {
+            "layers": layers,
+            "batch": batch,
+            "kv_heads": kv_heads,
+            "head_dim": int(head_dim),
+            "max_len": max_len,
+            "cache_dtype": str(cache.ty.dtype),
+        }
         seq_len = int(length) if isinstance(length, tirx.IntImm) else None
         update = kv_cache_update(**shape, seq_len=seq_len)
         attend = attention(

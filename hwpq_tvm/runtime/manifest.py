@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import ArtifactError
 
@@ -31,7 +34,22 @@ class EntrySpec:
 
 @dataclass(frozen=True, slots=True)
 class GenerationSpec:
-    """What generating text needs to know about a causal language model."""
+    """What generating text needs to know about a causal language model.
+
+    Parameters
+    ----------
+    batch
+        Sequences that run at once.
+    max_seq_len
+        Tokens that the KV cache holds.
+    kv_cache_shape, kv_cache_dtype
+        The cache: `(layers, 2, batch, kv_heads, max_seq_len, row)` of "float32" or "int8". A row is the key or the
+        value of one token and head: `head_dim` numbers, and 4 bytes of scale where they are int8.
+    eos_token_ids, bos_token_id
+        Tokens that end a text, and the one that starts it.
+    vocab_size
+        Number of tokens that the logits tell apart.
+    """
 
     batch: int
     max_seq_len: int
@@ -40,6 +58,11 @@ class GenerationSpec:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     vocab_size: int
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Bytes of the KV cache, scales among them."""
+        return math.prod(self.kv_cache_shape) * np.dtype(self.kv_cache_dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ class Session:
             raise GenerationError(f"the model was compiled for batch {spec.batch}: only batch 1 can be generated from.")
         self._model = model
         self._spec = spec
-        cache = aligned_empty(int(np.prod(spec.kv_cache_shape)) * np.dtype(spec.kv_cache_dtype).itemsize)
+        cache = aligned_empty(spec.kv_cache_bytes)
         cache[...] = 0
         self._cache = as_tensor(cache.view(spec.kv_cache_dtype).reshape(spec.kv_cache_shape))
         # Inputs of `decode`: the same memory for every token.

@@ -1,33 +1,65 @@
-"""Which 2 of 4 are kept, by rank count: no sort, no branches."""
+"""Rules that say which weights of a row are kept, as values: frozen and hashable."""
 
-from typing import Any
-
-from tvm.script.ir_builder import tirx as T
-
-from hwpq_tvm.schedules.tir_builder import store
+from dataclasses import dataclass
 
 
-def keep_two_of_four(score: Any, rank: Any) -> tuple[Any, Any]:
-    """Choose the two largest of four.
+@dataclass(frozen=True, slots=True)
+class NOfM:
+    """Of every m consecutive in_features keep the n with the largest contributions.
 
-    Each counts how many of the other three beat it; a tie goes to the lower index, so exactly two count fewer than 2.
+    Ties go to the lower index. A last group of fewer than m keeps its share of n, rounded up.
 
     Parameters
     ----------
-    score
-        Buffer of four float32.
-    rank
-        Buffer of four int32, overwritten. (Variables would do but for TVM's simplifier: it expands them again and
-        again, for 50 seconds.)
-
-    Returns
-    -------
-    The indices (int32) of those that are kept, the lower one first.
+    n, m
+        With ``0 < n < m <= 64``.
     """
-    for i in range(4):
-        beaten_by = [score[j] >= score[i] if j < i else score[j] > score[i] for j in range(4) if j != i]
-        first, second, third = (T.Cast("int32", beaten) for beaten in beaten_by)
-        store(rank, [i], first + second + third)
-    lower = T.Select(rank[0] < 2, 0, T.Select(rank[1] < 2, 1, 2))
-    upper = T.Select(rank[3] < 2, 3, T.Select(rank[2] < 2, 2, 1))
-    return lower, upper
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        assert 0 < self.n < self.m <= 64, self
+
+    def __str__(self) -> str:
+        return f"{self.n}of{self.m}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ewma:
+    """Prune a share of every row by a threshold that follows exponentially weighted means, without sorting.
+
+    See `ewma` for the rule.
+
+    Parameters
+    ----------
+    sparsity
+        Share of each row that is pruned, between 0 and 1.
+    """
+
+    sparsity: float
+
+    def __post_init__(self) -> None:
+        assert 0 < self.sparsity < 1, self
+
+    def __str__(self) -> str:
+        return f"ewma_{self.sparsity:g}".replace(".", "_")
+
+
+@dataclass(frozen=True, slots=True)
+class EwmaSequential:
+    """The paper's literal rule: weights one by one against running means; see `ewma_sequential`.
+
+    Parameters
+    ----------
+    multiplier
+        Mean deviations above the mean that a weight must reach to be kept; 4 prunes nearly everything.
+    """
+
+    multiplier: float = 4.0
+
+    def __str__(self) -> str:
+        return f"ewma_sequential_{self.multiplier:g}".replace(".", "_").replace("-", "minus")
+
+
+Selection = NOfM | Ewma | EwmaSequential

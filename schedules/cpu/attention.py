@@ -11,15 +11,16 @@ from tvm.script.ir_builder import tirx as T
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
+from hwpq_tvm.schedules.cpu import kv_cache
 from hwpq_tvm.schedules.cpu.attention_tile import KEYS, LOWEST, AttentionArguments, AttentionShape, KeyTile
 from hwpq_tvm.schedules.cpu.register_tiles import outer_tile
 from hwpq_tvm.schedules.cpu.vector_math import exponential, native_lanes, span, splat
 from hwpq_tvm.schedules.kernel_attr import describe, description
-from hwpq_tvm.schedules.tir_builder import argument, let, loop, otherwise, prim_func, store, symbol, then, when
+from hwpq_tvm.schedules.tir_builder import let, loop, otherwise, prim_func, store, then, when
 
 # Queries of one tile in prefill; a multiple of every register tile's rows.
 QUERIES = 24
-# Below this many bytes of keys and values starting threads costs more than they bring.
+# Below this many bytes of keys and values (as float32) starting threads costs more than they bring.
 SERIAL_BYTES = 256 * 1024
 
 
@@ -41,29 +42,11 @@ def schedule(func: PrimFunc, target: Target) -> PrimFunc:
     assert fields is not None
     op = fields.pop("op")
     if op == "kv_cache_update":
-        result = _kv_cache_update(**fields)
+        result = kv_cache.update(native_lanes(target), **fields)
     else:
         shape = AttentionShape(lanes=native_lanes(target), **fields)
         result = _decode(shape) if shape.seq_len == 1 else _prefill(shape)
     return describe(result, op=op, **fields)
-
-
-def _kv_cache_update(layers: int, batch: int, kv_heads: int, head_dim: int, max_len: int, seq_len: int) -> PrimFunc:
-    with prim_func("kv_cache_update") as result:
-        length = symbol("seq_len") if seq_len == -1 else seq_len
-        new_shape = (batch, kv_heads, length, head_dim)
-        key = argument("key", new_shape, "float32")
-        value = argument("value", new_shape, "float32")
-        past_lengths = argument("past_lengths", (batch,), "int32")
-        cache = argument("kv_cache", (layers, 2, batch, kv_heads, max_len, head_dim), "float32")
-        layer = T.arg("layer", T.int64())
-        with loop("b", batch) as b:
-            past = let("past", T.Cast("int64", past_lengths[b]))
-            count = let("count", T.max(T.min(T.int64(length), max_len - past), T.int64(0)))
-            for half, new in enumerate((key, value)):
-                with loop("h", kv_heads) as h, loop("i", count) as i, loop("d", head_dim, "vectorized") as d:
-                    store(cache, [layer, half, b, h, past + i, d], new[b, h, i, d])
-    return result[0]
 
 
 def _tile_rows(rows: int) -> int:
@@ -90,11 +73,20 @@ def _decode(shape: AttentionShape) -> PrimFunc:
 
         tasks = used * (batch * groups)
         bytes_per_task = 2 * 4 * KEYS * shape.head_dim
-        with T.If(tasks * bytes_per_task < SERIAL_BYTES):
-            with then(), loop("task", tasks) as index:
+
+        def work(kind: str) -> None:
+            with loop("task", tasks, kind) as index:
                 _decode_tile(shape, args, index, used, partial, tops, totals)
-            with otherwise(), loop("task", tasks, "parallel") as index:
-                _decode_tile(shape, args, index, used, partial, tops, totals)
+
+        if batch * groups * bytes_per_task < SERIAL_BYTES:
+            with T.If(tasks * bytes_per_task < SERIAL_BYTES):
+                with then():
+                    work("serial")
+                with otherwise():
+                    work("parallel")
+        else:
+            # No branch that is never taken: in it TVM would deduce that `used` is 0, and fail dividing by it.
+            work("parallel")
         _merge(shape, args, used, partial, tops, totals)
     return result[0]
 
@@ -118,10 +110,11 @@ def _decode_tile(
     blocks = -(-shared // rows)
     with when(start <= position):
         count = let("count", T.min(position + 1 - start, T.int64(KEYS)))
-        scores = T.alloc_buffer((blocks * rows, KEYS), "float32", layout=None)
+        scratch = shape.scratch(blocks * rows, unpack=False)
         top = T.alloc_buffer((shared,), "float32", layout=None)
         total = T.alloc_buffer((shared,), "float32", layout=None)
-        keys = KeyTile(shape, args, scores, b=b, group=group, start=start, last=position, count=count)
+        keys = KeyTile(shape, args, scratch, b=b, group=group, start=start, last=position, count=count)
+        keys.load_scales()
         with loop("block", blocks) as block:
             # The last block may have less than its rows: the last head is repeated, its results unused.
             heads = [let("head", group * shared + T.min(block * rows + m, T.int64(shared - 1))) for m in range(rows)]
@@ -139,13 +132,13 @@ def _decode_tile(
             store(tops, [task, r], top[r])
             store(totals, [task, r], total[r])
         with loop("block", blocks) as block:
-            for offsets in shape.value_vectors:
+            for offsets in shape.cached_value_vectors:
                 sums = outer_tile(
                     rows=rows,
                     offsets=offsets,
                     steps=count,
                     lanes=lanes,
-                    weight=lambda m, j: scores[block * rows + m, j],
+                    weight=lambda m, j: scratch.scores[block * rows + m, j],
                     load=keys.value,
                 )
                 for m in range(rows):
@@ -209,7 +202,7 @@ def _prefill(shape: AttentionShape) -> PrimFunc:
             first = let("first", shape.first_key(shape.position(past, begin)))
             last = let("last", shape.position(past, begin + queries - 1))
             blocks = let("blocks", (queries + (rows - 1)) // rows)
-            scores = T.alloc_buffer((QUERIES, KEYS), "float32", layout=None)
+            scratch = shape.scratch(QUERIES, unpack=True)
             sums = T.alloc_buffer((QUERIES, shape.head_dim), "float32", layout=None)
             top = T.alloc_buffer((QUERIES,), "float32", layout=None)
             total = T.alloc_buffer((QUERIES,), "float32", layout=None)
@@ -224,7 +217,9 @@ def _prefill(shape: AttentionShape) -> PrimFunc:
             with loop("key_tile", (last + KEYS - first) // KEYS) as key_tile:
                 start = let("start", first + key_tile * KEYS)
                 count = let("count", T.min(last + 1 - start, T.int64(KEYS)))
-                keys = KeyTile(shape, args, scores, b=b, group=h // shape.shared, start=start, last=last, count=count)
+                keys = KeyTile(shape, args, scratch, b=b, group=h // shape.shared, start=start, last=last, count=count)
+                keys.load_scales()
+                keys.unpack(0)
                 with loop("block", blocks) as block:
                     # The last block may have less than its rows: the last query is repeated, its results unused.
                     index = [let("query", T.min(begin + block * rows + m, length - 1)) for m in range(rows)]
@@ -239,6 +234,7 @@ def _prefill(shape: AttentionShape) -> PrimFunc:
                     high = T.Cast("int32", position + 1 - start)
                     scale = keys.softmax(r, h=h, i=begin + r, high=high, low=low, top=top, total=total)
                     store(factor, [r], scale)
+                keys.unpack(1)
                 with loop("block", blocks) as block:
                     for offsets in shape.value_vectors:
                         values = outer_tile(
@@ -246,7 +242,7 @@ def _prefill(shape: AttentionShape) -> PrimFunc:
                             offsets=offsets,
                             steps=count,
                             lanes=lanes,
-                            weight=lambda m, j: scores[block * rows + m, j],
+                            weight=lambda m, j: scratch.scores[block * rows + m, j],
                             load=keys.value,
                             initial=lambda m, d: sums[block * rows + m, d] * splat(factor[block * rows + m], lanes),
                         )

@@ -12,6 +12,9 @@ from tvm.target import Target
 from tvm.target.codegen import target_has_features
 from tvm.tirx import Shuffle
 
+from hwpq_tvm.schedules.elements import float32_of
+from hwpq_tvm.targets import cpu_features
+
 Bind = Callable[[str, Any], Any]
 
 # exp(r) = 1 + r + r^2 * P(r) on |r| <= ln(2)/2, from Cephes' expf (relative error below 2e-7).
@@ -60,6 +63,38 @@ def span(start: Any, lanes: int) -> Any:
 def multiply_add(a: Any, b: Any, c: Any, lanes: int) -> Any:
     """``a * b + c``, fused where the target can (``llvm.fma`` would call libm where it can't)."""
     return T.call_llvm_pure_intrin(vector_type("float32", lanes), "llvm.fmuladd", a, b, c)
+
+
+def float_decoder(dtype: str, target: Target) -> Callable[[Any, int], Any]:
+    """What turns stored floats into float32 on a target.
+
+    Parameters
+    ----------
+    dtype
+        "float16", or "uint8" for codes of float8 e4m3fn.
+    target
+        An LLVM target.
+
+    Returns
+    -------
+    A function of a vector and its number of lanes.
+    """
+    if not cpu_features(target) & {"f16c", "neon"}:
+        return float32_of
+    return _half_to_float32 if dtype == "float16" else _float8_to_float32
+
+
+def _half_to_float32(code: Any, lanes: int) -> Any:
+    return T.Cast(vector_type("float32", lanes), code)
+
+
+def _float8_to_float32(code: Any, lanes: int) -> Any:
+    """Convert by way of float16, whose exponent is larger by 8: exact, and no slower for subnormals."""
+    wide = vector_type("int16", lanes)
+    # The sign comes along to the right; its copy is cleared.
+    moved = T.Cast(wide, code) << splat(T.int16(8), lanes) >> splat(T.int16(1), lanes)
+    half = T.reinterpret(vector_type("float16", lanes), moved & splat(T.int16(-0x4001), lanes))
+    return _half_to_float32(half, lanes) * splat(T.float32(256.0), lanes)
 
 
 def lane_sum(vector: Any, lanes: int, bind: Bind) -> Any:

@@ -1,1 +1,1 @@
-"""Packed weight formats, bit for bit: shapes, a slow plain NumPy packer and its inverse. No kernels here."""
+"""Packed weight formats, bit for bit: shapes, and the dense matrix that packed bytes stand for. No kernels here."""

@@ -3,6 +3,9 @@
 Weights are cut in blocks of `ROWS` output rows (one 32-byte vector holds 4 bytes of each) and steps of `STEP` dense
 in_features (the smallest step in which both int8 layouts are whole cache lines). Activations are cut in tiles of
 `TOKENS` rows, which share each weight vector that is loaded. Padding exists in packed buffers only.
+
+A scale may serve a group of consecutive dense in_features. Rows are padded to whole tiles and to whole groups of more
+than a tile, so the columns of quantized activations, which are the same for all formats, are padded to the widest.
 """
 
 from typing import Any
@@ -11,6 +14,8 @@ ROWS = 8
 STEP = 64
 VECTOR = 32
 TOKENS = 8
+# Group sizes that kernels know: half a step, a step, two steps.
+GROUP_SIZES = (32, 64, 128)
 
 
 def padded(size: int, multiple: int) -> int:
@@ -23,9 +28,14 @@ def padded_out_features(N: int) -> int:
     return padded(N, ROWS)
 
 
-def padded_in_features(K: int) -> int:
-    """Columns of a packed weight, and of quantized activations."""
-    return padded(K, STEP)
+def padded_in_features(K: int, group_size: int | None = None) -> int:
+    """Columns of a packed weight: whole steps, and whole groups where a group is larger."""
+    return padded(K, max(STEP, group_size or STEP))
+
+
+def activation_columns(K: int) -> int:
+    """Columns of quantized activations: enough for a weight of any group size."""
+    return padded_in_features(K, max(GROUP_SIZES))
 
 
 def rows_per_tile(M: Any) -> int:

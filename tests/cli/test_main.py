@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,8 +95,11 @@ def test_inspect_shows_every_layer_and_its_reason(capsys, tiny_artifact, tmp_pat
         (["build", "model"], "--out is missing"),
         (["build", "model", "--out", "{binary}"], "binary: is not a folder"),
         (["build", "model", "--config", "{absent}"], "can't be read"),
-        (["build", "model", "--config", "{binary}", "--dtype", "int8"], "exclude each other"),
-        (["build", "model", "--sparsity", "2:4", "--dtype", "float32"], "no packed format stores it"),
+        (["build", "model", "--config", "{binary}", "--dtype", "int8"], "--config and --preset exclude --dtype"),
+        (["build", "model", "--preset", "fast", "--group-size", "64"], "--config and --preset exclude --group-size"),
+        (["build", "model", "--sparsity", "2:4", "--dtype", "float32"], "float32 leaves weights as they are"),
+        (["build", "model", "--sparsity", "half"], '--sparsity half: expected "2:4"'),
+        (["build", "model", "--sparsity", "1.5"], "sparsity=1.5: expected a share between 0 and 1"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(capsys, tiny_artifact, tmp_path, arguments, message):
@@ -149,6 +153,12 @@ def test_build_options_become_a_configuration(tmp_path):
     assert config_of(options_of("--metric", "magnitude")) == HWPQConfig(default=LayerScheme(metric="magnitude"))
     dense = LayerScheme(sparsity=None, dtype="float32")
     assert config_of(options_of("--dtype", "float32")) == HWPQConfig(default=dense, lm_head=dense)
+    int4 = config_of(options_of("--sparsity", "0.5", "--dtype", "int4", "--group-size", "32", "--reconstruct", "cg"))
+    assert int4 == HWPQConfig(default=LayerScheme(0.5, "int4", group_size=32, reconstruct="cg"))
+    general = ["--group-policy", "pad", "--kv-cache", "int8", "--activations", "float", "--sequential"]
+    assert config_of(options_of("--preset", "small", *general)) == replace(
+        HWPQConfig.preset("small"), kv_cache_dtype="int8", activations="float", sequential=True
+    )
     config = HWPQConfig(ignore=(r".*\.o_proj",))
     (tmp_path / "c.json").write_text(json.dumps(config.to_json()))
     assert config_of(options_of("--config", tmp_path / "c.json")) == config
@@ -172,11 +182,45 @@ def test_build_calls_the_compiler_once_and_saves(capsys, compiler_stub, tiny, tm
         "calibration": None,
         "max_seq_len": 64,
         "threads": 1,
+        "work_dir": tmp_path / ".m.work",
+        "resume": False,
+        "memory_budget": None,
         "debug_dump": None,
     }
     assert calls == [(("model", "cpu:x86-64-v3"), expected)]
     assert f"written: {tmp_path / 'm'}" in out
     assert output(capsys, "run", tmp_path / "m", "--prompt", "a", "--max-new-tokens", "2").out
+
+
+def test_a_build_that_was_stopped_leaves_its_layers_beside_the_artefact(capsys, compiler_stub, tiny, tmp_path):
+    layers, seen = tmp_path / ".m.work" / "layers", []
+
+    def build(*_, work_dir, resume, **__):
+        seen.append((resume, layers.exists()))
+        layers.mkdir(parents=True, exist_ok=True)
+        if len(seen) < 2:
+            raise KeyboardInterrupt
+        return tiny(*random_weights(0))
+
+    compiler_stub.build = build
+    arguments = ["build", "model", "--out", tmp_path / "m"]
+    error_line(capsys, *arguments, code=130)
+    assert layers.exists()
+    assert not (tmp_path / "m").exists()
+    output(capsys, *arguments, "--resume")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+    layers.mkdir(parents=True)
+    output(capsys, *arguments)  # what is there is not taken up unasked
+    assert seen == [(False, False), (True, True), (False, False)]
+
+
+def test_calibration_options_say_how_much(compiler_stub, capsys, tmp_path):
+    seen = []
+    compiler_stub.plan = lambda *_, **options: seen.append(options["calibration"]) or report()
+    for arguments in ([], ["--calibration", "a.txt"], ["--calibration", "a.txt", "--calibration-samples", "3"]):
+        output(capsys, "build", "model", "--dry-run", *arguments)
+    assert seen[:2] == ["default", Path("a.txt")]
+    assert (seen[2].source, seen[2].samples, seen[2].length) == (Path("a.txt"), 3, 512)
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(capsys, compiler_stub, tmp_path):
@@ -199,7 +243,9 @@ def test_the_compiler_takes_what_it_is_given():
 
     shared = {"config": HWPQConfig(), "calibration": None, "max_seq_len": 64}
     inspect.signature(compiler.plan).bind("model", "cpu", **shared)
-    inspect.signature(compiler.build).bind("model", "cpu", **shared, threads=1, debug_dump=None)
+    inspect.signature(compiler.build).bind(
+        "model", "cpu", **shared, threads=1, resume=True, work_dir="w", memory_budget=1, debug_dump=None
+    )
 
 
 def test_the_program_starts_without_tvm_or_torch(tiny_artifact):

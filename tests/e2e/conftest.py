@@ -1,4 +1,4 @@
-"""The packaged SmolLM2-135M, as it is and built in three schemes; each is made once."""
+"""The packaged SmolLM2-135M, as it is and built in four schemes; each is made once."""
 
 import importlib.util
 from pathlib import Path
@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 
 import hwpq_tvm
-from hwpq_tvm import HWPQConfig, LayerScheme
+from hwpq_tvm import Calibration, HWPQConfig, LayerScheme
 
 CONFIGS = {
     "float32": HWPQConfig(default=LayerScheme(None, "float32"), lm_head=LayerScheme(None, "float32")),
     "int8": HWPQConfig(default=LayerScheme(None, "int8")),
+    "dense int4": HWPQConfig(default=LayerScheme(None, "int4")),
+    # As it comes: the kept weights are adjusted to the calibration text.
     "2:4 int8": HWPQConfig(),
 }
+# Enough for bounds that hold by far.
+CALIBRATION = Calibration(samples=8)
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +51,13 @@ def smollm2(smollm2_path, tmp_path_factory):
         if scheme not in built:
             work_dir = tmp_path_factory.mktemp("build")
             built[scheme] = hwpq_tvm.build(
-                str(smollm2_path), "cpu", config=CONFIGS[scheme], max_seq_len=256, work_dir=work_dir, progress=False
+                str(smollm2_path),
+                "cpu",
+                config=CONFIGS[scheme],
+                calibration=CALIBRATION,
+                max_seq_len=256,
+                work_dir=work_dir,
+                progress=False,
             )
         return built[scheme]
 

@@ -1,49 +1,41 @@
 """A transformers model that computes with what a compiled model holds: dequantized weights, quantized activations."""
 
 import copy
+import re
 
-import numpy as np
 import torch
 
-from hwpq_tvm.schedules.layouts.tiles import ROWS
+from hwpq_tvm.schedules import registry
 
 
-def unpacked(weight_format, packed, scale, N, K):
-    """Dequantized `[N, K]` of a packed weight: the layouts' descriptions read with array operations."""
-    blocks, steps = packed.shape[:2]
-    if weight_format == "dense int8":
-        # [block, step, vector, row, column of 4] -> [row, step, vector, column]
-        dense = packed.reshape(blocks, steps, 16, ROWS, 4).transpose(0, 3, 1, 2, 4)
-    else:
-        # [block, step, vector, row, group of 2, element of 2]
-        values = packed[:, :, :8].reshape(blocks, steps, 8, ROWS, 2, 2)
-        metadata = packed[:, :, 8:].view(np.uint8).reshape(blocks, steps, 2, 1, ROWS, 2, 2)
-        shifts = 2 * np.arange(4, dtype=np.uint8).reshape(1, 1, 1, 4, 1, 1, 1)
-        indices = ((metadata >> shifts) & 3).reshape(values.shape)
-        dense = np.zeros((blocks, steps, 8, ROWS, 2, 4), np.int8)
-        np.put_along_axis(dense, indices.astype(np.int64), values, axis=-1)
-        dense = dense.transpose(0, 3, 1, 2, 4, 5)
-    rows = dense.reshape(blocks * ROWS, -1).astype(np.float32) * scale[:, None]
-    return rows[:N, :K]
+def weight_format(layer):
+    """Packed format of a layer of a report."""
+    sparsity, dtype, group = re.fullmatch(r"(\S+) (\S+?)(?: g(\d+))?", layer["scheme"]).groups()
+    weight_only = any("weight_only" in kernel for kernel in layer["kernel"].values())
+    return registry.weight_format(
+        sparsity=sparsity, dtype=dtype, group_size=group and int(group), activations="float" if weight_only else "int8"
+    )
 
 
 def dequantized_weights(model):
     """Layer name -> dequantized weight `[N, K]` of every packed layer of a compiled model."""
-    params, shapes = model.params, {layer["name"]: layer for layer in model.report["layers"]}
+    params, layers = model.params, {layer["name"]: layer for layer in model.report["layers"]}
     found = {}
-    for name, packed in params.items():
-        if packed.dtype != np.int8:
-            continue
+    for name in params:
         group = name.removesuffix(".weight")
         parent, _, leaves = group.rpartition(".")
-        scale, row = params[group + ".scale"], 0
-        for leaf in leaves.split("+"):
-            layer = shapes[f"{parent}.{leaf}" if parent else leaf]
-            n, k = layer["shape"]
-            end = row + -(-n // ROWS) * ROWS
-            part = packed[row // ROWS : end // ROWS]
-            found[layer["name"]] = unpacked(layer["scheme"], part, scale[row:end], n, k)
-            row = end
+        members = [f"{parent}.{leaf}" if parent else leaf for leaf in leaves.split("+")]
+        rows = {}
+        for member in members if group != name else []:
+            if member not in layers or not weight_format(layers[member]).packs:
+                continue
+            known, (n, k) = weight_format(layers[member]), layers[member]["shape"]
+            parts = {}
+            for part, (shape, _) in known.packed(n, k).items():
+                first = rows.get(part, 0)
+                rows[part] = first + shape[0]
+                parts[part] = params[f"{group}.{part}"][first : rows[part]]
+            found[member] = known.dequantize(parts, n, k)
     return found
 
 
@@ -58,12 +50,15 @@ def reference_model(model, hf, *, quantize_activations=True):
     """A copy of `hf` with the weights of a compiled model, and activations quantized where its kernels do."""
     result = copy.deepcopy(hf)
     modules = dict(result.named_modules())
+    layers = {layer["name"]: layer for layer in model.report["layers"]}
     for name, weight in dequantized_weights(model).items():
         with torch.no_grad():
             modules[name].weight.copy_(torch.from_numpy(weight))
+        if not quantize_activations or weight_format(layers[name]).activation_dtype != "int8":
+            continue
         # A table that is tied to the output projection is named after the embedding.
         users = [m for m in modules.values() if getattr(m, "weight", None) is modules[name].weight]
         for module in users:
-            if quantize_activations and isinstance(module, torch.nn.Linear):
+            if isinstance(module, torch.nn.Linear):
                 module.register_forward_pre_hook(lambda _, inputs: (fake_quantized(inputs[0]),))
     return result

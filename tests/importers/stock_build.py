@@ -31,7 +31,10 @@ class Runner:
         entry = model.module["prefill"]
         names = [variable.name for variable in entry.params[entry.attrs["num_input"] :]]
         self.weights = [tvm.runtime.tensor(model.parameters.load(name)) for name in names]
-        self.cache = tvm.runtime.tensor(np.full(model.metadata.kv_cache_shape, np.nan, np.float32))
+        *outer, row = model.metadata.kv_cache_shape
+        dtype = np.dtype(model.metadata.kv_cache_dtype)
+        # A float32 of bytes -1 is a NaN, and so is the scale of an int8 row.
+        self.cache = tvm.runtime.tensor(np.full((*outer, row * dtype.itemsize), -1, np.int8).view(dtype))
 
     def _run(self, entry: Callable, ids: list[int], past: int, *inputs: np.ndarray) -> np.ndarray:
         values = [np.array([ids], np.int64), *inputs, np.array([past], np.int32)]

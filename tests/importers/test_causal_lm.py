@@ -7,6 +7,7 @@ import tvm
 from transformers import AutoModelForCausalLM
 from tvm import relax
 
+from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.importers import import_model
 from tests.importers.stock_build import Runner
 from tests.tiny_hf import save, tiny_gemma2, tiny_llama, tiny_qwen2
@@ -74,11 +75,35 @@ def test_prefill_and_decode_give_the_logits_of_transformers(model_and_import):
     np.testing.assert_allclose(runner.decode(ids[3], 3), expected[3], atol=1e-4)
 
 
+@pytest.mark.parametrize("tiny", [tiny_llama, tiny_gemma2])
+def test_an_int8_cache_changes_the_logits_by_what_quantizing_costs(tiny):
+    model = tiny(num_hidden_layers=2)
+    imported = import_model(model, max_seq_len=LENGTH, kv_cache_dtype="int8")
+    heads, head_dim = model.config.num_key_value_heads, model.model.layers[0].self_attn.head_dim
+    assert imported.metadata.kv_cache_shape == (2, 2, 1, heads, LENGTH, head_dim + 4)
+    assert imported.metadata.kv_cache_dtype == "int8"
+    ids = np.random.default_rng(4).integers(0, model.config.vocab_size, 20).tolist()
+    expected = reference(model, ids)
+    runner = Runner(imported)
+    found = [*runner.prefill(ids[:12], 0, range(12)), *(runner.decode(ids[i], i) for i in range(12, 20))]
+    # Rounding to 255 levels is noise of about 0.4 % of a row; it goes through two layers.
+    error = np.linalg.norm(np.stack(found) - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert error[0] < 0.02 and 1e-4 < error.mean() < 0.02
+    # The same tokens at once go through the other kernels to the same numbers.
+    np.testing.assert_allclose(runner.prefill(ids, 0, range(20)), found, atol=1e-3)
+
+
+def test_an_unknown_cache_dtype_is_refused():
+    with pytest.raises(ImportModelError, match="kv_cache_dtype is 'int4': expected one of float32, int8"):
+        import_model(tiny_llama(), kv_cache_dtype="int4")
+
+
 def test_entries_follow_the_calling_convention(model_and_import):
     model, imported = model_and_import
     assert imported.entries == ("decode", "prefill")
     cache = (2, 2, 1, model.config.num_key_value_heads, LENGTH, model.model.layers[0].self_attn.head_dim)
     assert imported.metadata.kv_cache_shape == cache
+    assert imported.metadata.kv_cache_dtype == "float32"
     weights = {}
     for entry in imported.entries:
         function = imported.module[entry]

@@ -81,3 +81,55 @@ def test_a_model_without_linears_is_refused():
     assert isinstance(Empty, tvm.IRModule)
     with pytest.raises(PlanError, match="no linear layer"):
         make_plan(Empty, ("main",), HWPQConfig(), calibrated=True)
+
+
+INT4 = LayerScheme(None, "int4", group_size=32)
+
+
+def test_groups_that_do_not_divide_are_named_at_once_padded_or_left_alone():
+    with pytest.raises(PlanError) as error:
+        plan(HWPQConfig(default=INT4))
+    lines = str(error.value).splitlines()
+    assert [line.split()[1] for line in lines] == ["q", "k", "odd"]
+    assert "in_features 33 is not divisible by group_size 32; use another group_size, or group_policy 'pad'" in lines[2]
+    padded = schemes(plan(HWPQConfig(default=INT4, group_policy="pad")))
+    assert padded["odd"][0] == "dense int4 g32"
+    assert padded["odd"][1].endswith("its last group is a short one")
+    assert schemes(plan(HWPQConfig(default=INT4, group_policy="skip")))["odd"] == (
+        "dense float32",
+        "in_features 33 is not divisible by group_size 32",
+    )
+
+
+def test_auto_reconstruction_is_decided_for_the_model_as_a_whole(monkeypatch):
+    planned = plan()
+    assert {layer.scheme.reconstruct for layer in planned.linears if layer.scheme.sparsity} == {"iht"}
+    assert "auto chose iht for 2 layers" in planned.reconstruction
+    monkeypatch.setattr("hwpq_tvm.relax_passes.plan.AUTO_SECONDS", 0)
+    planned = plan()
+    assert {layer.scheme.reconstruct for layer in planned.linears} == {"none"}
+    assert "chose none" in planned.reconstruction
+    chosen = plan(HWPQConfig(default=LayerScheme(reconstruct="cg")))
+    assert {layer.scheme.reconstruct for layer in chosen.linears if layer.scheme.sparsity} == {"cg"}
+    assert chosen.reconstruction is None
+
+
+def test_only_what_uses_the_inputs_asks_for_calibration():
+    def needs(scheme):
+        planned = plan(HWPQConfig(default=scheme, group_policy="pad"))
+        return planned.needs_calibration, any(group.needs_gram for group in planned.groups)
+
+    assert needs(LayerScheme(None)) == (False, False)
+    assert needs(INT4) == (True, False)
+    assert needs(LayerScheme(None, "int4", clip_search=False)) == (False, False)
+    assert needs(LayerScheme(0.5, metric="magnitude", reconstruct="none")) == (False, False)
+    assert needs(LayerScheme(0.5, reconstruct="none")) == (True, False)
+    assert needs(LayerScheme(metric="magnitude", reconstruct="cg")) == (True, True)
+
+
+def test_other_sparsities_are_stored_dense():
+    planned = plan(HWPQConfig(default=LayerScheme("4:8", "float16"), overrides={"k": LayerScheme(0.5)}))
+    formats = {layer.name: (layer.format.sparsity, layer.format.dtype) for layer in planned.linears}
+    assert formats["q"] == (None, "float16")
+    assert formats["k"] == (None, "int8")
+    assert schemes(planned)["k"] == ("50% int8", None)

@@ -1,7 +1,8 @@
 import json
+from dataclasses import replace
 
 import pytest
-from tiny_model import manifest
+from tiny_model import MAX_SEQ_LEN, V, manifest
 
 from hwpq_tvm.errors import ArtifactError
 from hwpq_tvm.runtime.manifest import Manifest, _checksum
@@ -30,6 +31,13 @@ def test_json_names_what_the_artefact_promises():
         "dtype": "int64",
     }
     assert [parameter["name"] for parameter in value["parameters"]] == ["table", "history"]
+
+
+def test_bytes_of_the_cache():
+    spec = manifest().generation
+    assert spec.kv_cache_bytes == 4 * 2 * MAX_SEQ_LEN * V
+    int8 = replace(spec, kv_cache_shape=(3, 2, 1, 2, 10, 64 + 4), kv_cache_dtype="int8")
+    assert int8.kv_cache_bytes == 3 * 2 * 2 * 10 * 68
 
 
 def test_targets_as_tvm_gives_them_become_plain_json():

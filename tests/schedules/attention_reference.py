@@ -6,7 +6,8 @@ import numpy as np
 import tvm
 from tvm.tirx import PrimFunc
 
-from hwpq_tvm.schedules.attention import attention, kv_cache_update
+from hwpq_tvm.schedules.attention import attention
+from hwpq_tvm.schedules.kv_cache import kv_cache_update
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Case:
     window: int | None = None
     softcap: float | None = None
     bias: bool = False
+    cache_dtype: str = "float32"
 
     def _cache_fields(self) -> dict:
         return {
@@ -33,6 +35,7 @@ class Case:
             "head_dim": self.head_dim,
             "max_len": self.max_len,
             "seq_len": None if self.symbolic else self.seq_len,
+            "cache_dtype": self.cache_dtype,
         }
 
     def update(self) -> PrimFunc:
@@ -49,7 +52,7 @@ class Case:
         )
 
     def inputs(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Random inputs; the rows of the cache that hold no token yet are NaN."""
+        """Random inputs; the rows of the cache that hold no token yet are NaN (an int8 row has a scale of NaN)."""
         batch, length = len(self.past), self.seq_len
         cache = np.full((self.layers, 2, batch, self.kv_heads, self.max_len, self.head_dim), np.nan, "float32")
         for b, past in enumerate(self.past):
@@ -61,20 +64,40 @@ class Case:
             "bias": rng.standard_normal((batch, self.heads, length, self.max_len)),
         }
         return {
-            "cache": cache,
+            "cache": quantized_rows(cache) if self.cache_dtype == "int8" else cache,
             "past": np.array(self.past, "int32"),
             **{name: value.astype("float32") for name, value in values.items()},
         }
 
 
+def quantized_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows of an int8 cache `[..., D + 4]` for float32 rows `[..., D]`."""
+    scale = np.abs(rows).max(axis=-1, keepdims=True) / np.float32(127)
+    scale = np.where(scale < np.finfo("float32").tiny, np.float32(1), scale)
+    with np.errstate(invalid="ignore"):
+        values = np.nan_to_num(np.clip(np.rint(rows / scale), -127, 127), nan=127).astype("int8")
+    return np.concatenate([values, scale.astype("float32").view("int8")], axis=-1)
+
+
+def dequantized_rows(cache: np.ndarray) -> np.ndarray:
+    """Numbers that a cache of either type holds, in float64."""
+    if cache.dtype == np.float32:
+        return cache.astype("float64")
+    with np.errstate(invalid="ignore"):
+        return cache[..., :-4].astype("float64") * np.ascontiguousarray(cache[..., -4:]).view("float32")
+
+
 def updated_cache(inputs: dict[str, np.ndarray], layer: int) -> np.ndarray:
     """What the cache holds after the new keys and values were written."""
     cache = inputs["cache"].copy()
+    key, value = (inputs[name] for name in ("key", "value"))
+    if cache.dtype == np.int8:
+        key, value = quantized_rows(key), quantized_rows(value)
     for b, past in enumerate(inputs["past"]):
-        for i in range(inputs["key"].shape[2]):
+        for i in range(key.shape[2]):
             if past + i < cache.shape[4]:
-                cache[layer, 0, b, :, past + i] = inputs["key"][b, :, i]
-                cache[layer, 1, b, :, past + i] = inputs["value"][b, :, i]
+                cache[layer, 0, b, :, past + i] = key[b, :, i]
+                cache[layer, 1, b, :, past + i] = value[b, :, i]
     return cache
 
 
@@ -85,7 +108,7 @@ def attended(case: Case, inputs: dict[str, np.ndarray], cache: np.ndarray, layer
         last = min(case.past[b] + i, case.max_len - 1)
         first = 0 if case.window is None else max(0, last - case.window + 1)
         group = h // (case.heads // case.kv_heads)
-        keys, values = cache[layer, :, b, group, first : last + 1].astype("float64")
+        keys, values = dequantized_rows(cache[layer, :, b, group, first : last + 1])
         score = keys @ inputs["query"][b, h, i].astype("float64") * case.head_dim**-0.5
         if case.softcap is not None:
             score = case.softcap * np.tanh(score / case.softcap)

@@ -2,14 +2,22 @@
 
 from collections.abc import Callable
 
+import ml_dtypes
 import numpy as np
 import tvm
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
+from hwpq_tvm.schedules.layouts import floats
+from hwpq_tvm.schedules.weight_formats import WEIGHT_FORMATS, WeightFormat
+
+from .packers import pack, two_of_four
+
 AVX2 = Target({"kind": "llvm", "mcpu": "x86-64-v3", "num-cores": 2})
 PORTABLE = Target({"kind": "llvm", "mcpu": "x86-64", "num-cores": 2})
 TARGETS = {"avx2": AVX2, "portable": PORTABLE}
+
+BY_LABEL = {weights.label: weights for weights in WEIGHT_FORMATS}
 
 
 def compiled(func: PrimFunc, target: Target) -> Callable[..., None]:
@@ -37,12 +45,6 @@ def contribution(W: np.ndarray, s: np.ndarray, metric: str) -> np.ndarray:
     return np.where(W != 0, score, np.float32(-1)).astype(np.float32)
 
 
-def two_of_four(scores: np.ndarray) -> np.ndarray:
-    """Indices `[N, K/4, 2]` of the two largest of every four, ties to the lower index, ascending."""
-    fours = scores.reshape(scores.shape[0], -1, 4)
-    return np.sort(np.argsort(-fours, axis=2, kind="stable")[..., :2], axis=2)
-
-
 def quantized_rows(W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric int8 `[N, ...]` and the scale of each row."""
     rows = W.reshape(W.shape[0], -1)
@@ -59,8 +61,40 @@ def statistics(W: np.ndarray, v: np.ndarray, s: np.ndarray) -> np.ndarray:
     return np.stack([(loss * s).sum(1), (energy * s).sum(1), loss.sum(1), energy.sum(1)], axis=1)
 
 
-def random_kept(rng: np.random.Generator, N: int, K: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random values and ascending indices of a 2:4 weight `[N, K]`."""
-    values = rng.integers(-127, 128, (N, K // 4, 2), dtype=np.int8)
-    indices = two_of_four(rng.random((N, K)))
-    return values, indices
+def random_weights(
+    rng: np.random.Generator, weights: WeightFormat, N: int, K: int, *, exact: bool = False
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Draw a weight of a format, extreme values among them: its packed tensors, and the float32 matrix it stands for.
+
+    Parameters
+    ----------
+    exact
+        Make all scales powers of two.
+    """
+    stored, scale = _stored(rng, weights.dtype, N, K), None
+    if weights.sparsity:
+        mask = np.zeros((N, K // 4, 4), bool)
+        np.put_along_axis(mask, two_of_four(rng.random((N, K))), True, axis=2)
+        stored = np.where(mask.reshape(N, K), stored, stored.dtype.type(0))
+    dense = floats.decode(stored) if weights.dtype.startswith("float") else stored.astype(np.float32)
+    if weights.dtype not in ("float16", "float32"):
+        size = (N, -(-K // weights.group_size)) if weights.group_size else (N,)
+        scale = 2.0 ** rng.integers(-1, 2, size) if exact else 0.1 + rng.random(size)
+        if weights.group_size:
+            scale = scale.astype(ml_dtypes.bfloat16).astype(np.float32)
+        scale = scale.astype(np.float32)
+        dense = dense * (np.repeat(scale, weights.group_size, axis=1)[:, :K] if weights.group_size else scale[:, None])
+    return pack(weights.name, weights.group_size, stored, scale), dense
+
+
+def _stored(rng: np.random.Generator, dtype: str, N: int, K: int) -> np.ndarray:
+    if dtype == "float8_e4m3fn":
+        codes = rng.integers(0, 256, (N, K), dtype=np.uint8)
+        return np.where(codes & 0x7F == 0x7F, np.uint8(1), codes)  # 0x7F and 0xFF are NaN
+    if dtype.startswith("float"):
+        # Subnormals of float16 among them.
+        return (rng.standard_normal((N, K)) * 10.0 ** rng.integers(-7, 2, (N, K))).astype(dtype)
+    largest = 127 if dtype == "int8" else 7
+    stored = rng.integers(-largest, largest + 1, (N, K), dtype=np.int8)
+    stored[0] = largest
+    return stored

@@ -3,7 +3,7 @@ import pytest
 
 from hwpq_tvm.schedules import registry
 from hwpq_tvm.schedules.activations import quantize_activations
-from hwpq_tvm.schedules.layouts.tiles import padded_in_features
+from hwpq_tvm.schedules.layouts.tiles import activation_columns
 
 from . import reference
 
@@ -26,7 +26,7 @@ def test_equal_to_numpy(target: str, K: int, lead: tuple, shapes: list) -> None:
     for shape, rows in shapes:
         x = rng.standard_normal((*shape, K)).astype(np.float32) * 10
         x[0, -1] *= 1 if shape == (1, 1) else 0
-        xq = reference.untouched((rows, padded_in_features(K)), "int8")
+        xq = reference.untouched((rows, activation_columns(K)), "int8")
         xs = reference.untouched((rows,), "float32")
         run(x, xq, xs)
         quantized, scale = reference.quantized_rows(x.reshape(-1, K))

@@ -5,8 +5,9 @@ import pytest
 import tvm
 from tvm import relax
 
-from hwpq_tvm.schedules.attention import attention, kv_cache_update
+from hwpq_tvm.schedules.attention import attention
 from hwpq_tvm.schedules.kernel_attr import description
+from hwpq_tvm.schedules.kv_cache import kv_cache_update
 
 from .attention_reference import Case, attended, run, updated_cache
 
@@ -14,6 +15,7 @@ CASES = [
     Case(past=(3,), heads=4, kv_heads=2, head_dim=8, max_len=16, seq_len=1),
     Case(past=(0, 3, 38), heads=6, kv_heads=2, head_dim=20, max_len=40, seq_len=5, symbolic=True),
     Case(past=(0, 12), heads=3, kv_heads=1, head_dim=7, max_len=30, seq_len=9, window=4, softcap=5.0, bias=True),
+    Case(past=(0, 3, 38), heads=6, kv_heads=2, head_dim=21, max_len=40, seq_len=5, symbolic=True, cache_dtype="int8"),
 ]
 
 

@@ -1,63 +1,42 @@
-"""The float32 linear, description and CPU kernel, against NumPy in float64."""
-
-import math
+"""The description of linears on float32 activations against NumPy in float64."""
 
 import numpy as np
 import pytest
-import tvm
 
-from hwpq_tvm.schedules.cpu.linear_float32 import schedule
 from hwpq_tvm.schedules.kernel_attr import description
 from hwpq_tvm.schedules.linear_float32 import linear_float32
 
-AVX2 = {"kind": "llvm", "mcpu": "x86-64-v3"}
-SHAPES = [
-    # lead, actual rows, N, K, bias
-    ((1, 1), (1, 1), 13, 7, True),
-    ((1, 1), (1, 1), 576, 576, False),
-    ((1, "seq_len"), (1, 1), 30, 100, True),
-    ((1, "seq_len"), (1, 101), 66, 1541, True),
-    ((2, "seq_len"), (2, 17), 33, 40, False),
-    ((3,), (3,), 5, 3, False),
-    (("rows",), (200,), 192, 64, False),
+from . import reference
+
+LABELS = [
+    "dense_float32",
+    "dense_float16",
+    "dense_float8",
+    "sparse24_float16",
+    "sparse24_float8",
+    "dense_int8.weight_only",
+    "dense_int4.g32.weight_only",
+    "sparse24_int8.g128.weight_only",
+    "sparse24_int4.weight_only",
 ]
 
 
-def _outputs(func: tvm.tirx.PrimFunc, target: dict, arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    built = tvm.compile(func.with_attr("global_symbol", "linear"), target=tvm.target.Target(target))
-    out = tvm.runtime.tensor(np.full(shape, np.nan, "float32"))
-    built["linear"](*[tvm.runtime.tensor(array) for array in arrays], out)
-    return out.numpy()
-
-
-@pytest.mark.parametrize(("lead", "rows", "N", "K", "bias"), SHAPES)
-@pytest.mark.parametrize("kind", ["description", "avx2", "portable"])
-def test_linear_is_a_matrix_product(
-    kind: str, lead: tuple[int | str, ...], rows: tuple[int, ...], N: int, K: int, bias: bool
-) -> None:
-    rng = np.random.default_rng(6)
-    x, weight = rng.standard_normal((*rows, K)).astype("float32"), rng.standard_normal((N, K)).astype("float32")
-    offset = rng.standard_normal(N).astype("float32")
-    func = linear_float32(lead, N, K, bias)
-    target = AVX2 if kind == "avx2" else {"kind": "llvm"}
-    if kind != "description":
-        scheduled = schedule(func, tvm.target.Target(target))
-        assert description(scheduled) == description(func)
-        func = scheduled
-    out = _outputs(func, target, [x, weight, *([offset] if bias else [])], (*rows, N))
-    expected = x.astype("float64") @ weight.T.astype("float64") + (offset if bias else 0)
-    # Rounding of a sum of K products of standard normals in float32, each partial sum below 5 sqrt(K).
-    bound = 2**-24 * K * 5 * math.sqrt(K)
-    assert np.abs(out - expected).max() <= max(bound, 1e-6)
+@pytest.mark.parametrize("label", LABELS)
+def test_linear_is_a_matrix_product(label: str) -> None:
+    N, K = 11, 140
+    rng, weights = np.random.default_rng(6), reference.BY_LABEL[label]
+    packed, dense = reference.random_weights(rng, weights, N, K)
+    x = rng.standard_normal((2, 3, K)).astype(np.float32)
+    out = reference.untouched((2, 3, weights.rows(N)), "float32")
+    run = reference.compiled(weights.linear((2, "seq_len"), N, K), reference.PORTABLE)
+    run(x, *packed.values(), out)
+    expected = x.astype(np.float64) @ dense.T.astype(np.float64)
+    magnitude = np.abs(x.astype(np.float64)) @ np.abs(dense.T.astype(np.float64))
+    assert np.all(np.abs(out[..., :N] - expected) <= (K + 2) * 2.0**-24 * magnitude)
 
 
 def test_description_says_what_it_is() -> None:
-    fields = description(linear_float32((1, "seq_len"), 8, 4, True))
-    assert fields == {
-        "op": "linear",
-        "weight_format": "dense_float32",
-        "lead": [1, -1],
-        "N": 8,
-        "K": 4,
-        "bias": True,
-    }
+    fields = {"op": "linear", "activation_dtype": "float32", "lead": [1, -1], "N": 8, "K": 4}
+    assert description(linear_float32((1, "seq_len"), 8, 4)) == {**fields, "weight_format": "dense_float32"}
+    grouped = linear_float32((1, "seq_len"), 3, 4, "dense_int4", 32)
+    assert description(grouped) == {**fields, "weight_format": "dense_int4", "group_size": 32}

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from hwpq_tvm.errors import UnsupportedSchemeError
@@ -12,40 +11,42 @@ from . import reference
 
 def test_every_format_has_a_kernel_on_every_cpu() -> None:
     for weights in WEIGHT_FORMATS:
-        for kind in ("gemv", "gemm"):
-            key = registry.KernelKey("any", weights.sparsity, weights.dtype, weights.activation_dtype, None, kind)
+        for kind in registry.KINDS:
+            key = registry.KernelKey(
+                "any", weights.sparsity, weights.dtype, weights.activation_dtype, weights.group_size, kind
+            )
             assert key in registry.KERNELS
+    assert {key.isa for key in registry.KERNELS} == set(registry.ISAS)
     assert registry.ISAS["any"] == frozenset()
     assert registry.ISAS["avx2"] <= cpu_features(reference.AVX2)
 
 
+@pytest.mark.parametrize("weights", WEIGHT_FORMATS, ids=lambda weights: weights.label)
+def test_every_format_is_found_by_its_scheme(weights) -> None:
+    asked = {"sparsity": weights.sparsity, "dtype": weights.dtype, "group_size": weights.group_size}
+    activations = "float" if weights.activation_dtype == "float32" else "int8"
+    assert registry.weight_format(**asked, activations=activations) is weights
+    if weights.dtype.startswith("float"):
+        assert registry.weight_format(**asked) is weights
+
+
+def test_sparsity_without_a_format_is_stored_dense() -> None:
+    dense = registry.weight_format(sparsity=None, dtype="int4", group_size=64)
+    for sparsity in ("1:4", "4:8", 0.5):
+        assert registry.weight_format(sparsity=sparsity, dtype="int4", group_size=64) is dense
+    assert registry.weight_format(sparsity=None, dtype="int8", group_size=-1).group_size is None
+
+
 @pytest.mark.parametrize(
     ("sparsity", "dtype", "group_size"),
-    [("2:4", "float32", None), ("2:4", "int4", 64), (None, "int8", 64), ("1:4", "int8", None)],
+    [("2:4", "float32", None), ("2:4", "int4", 16), (None, "float16", 64), (None, "int3", None)],
 )
 def test_a_scheme_without_kernel_is_refused(sparsity: str | None, dtype: str, group_size: int | None) -> None:
-    with pytest.raises(UnsupportedSchemeError, match="2:4 int8, dense int8, dense float32"):
+    with pytest.raises(UnsupportedSchemeError) as error:
         registry.weight_format(sparsity=sparsity, dtype=dtype, group_size=group_size)
-
-
-def test_bits_per_weight_count_scales_metadata_and_padding() -> None:
-    sparse, dense, plain = WEIGHT_FORMATS
-    assert sparse.bits_per_weight(576, 576) == 5 + 32 / 576
-    assert dense.bits_per_weight(576, 576) == 8 + 32 / 576
-    assert plain.bits_per_weight(576, 576) == 32
-    assert dense.bits_per_weight(1, 1) == 8 * (8 * 64 + 8 * 4)
-
-
-def test_packed_bytes_are_those_of_the_arrays() -> None:
-    for weights in WEIGHT_FORMATS:
-        total = sum(np.zeros(shape, dtype).nbytes for shape, dtype in weights.packed(13, 132).values())
-        assert weights.bits_per_weight(13, 132) == 8 * total / (13 * 132)
-
-
-def test_why_not() -> None:
-    sparse = registry.weight_format(sparsity="2:4", dtype="int8")
-    assert sparse.why_not(8, 30) == "in_features 30 is not divisible by 4"
-    assert sparse.why_not(7, 32) is None
+    assert f"{sparsity or 'dense'} {dtype}" in str(error.value)
+    assert "2:4 int8, 2:4 int4, 2:4 float8_e4m3fn, 2:4 float16, dense int8" in str(error.value)
+    assert "32, 64, 128" in str(error.value)
 
 
 def test_a_function_without_description_is_scheduled_generically() -> None:
@@ -59,6 +60,13 @@ def test_a_function_without_description_is_scheduled_generically() -> None:
 
 
 def test_an_unknown_instruction_set_falls_back_and_says_so() -> None:
-    func = registry.weight_format(sparsity="2:4", dtype="int8").linear((1, 1), 8, 64, False)
+    func = registry.weight_format(sparsity="2:4", dtype="int8").linear((1, 1), 8, 64)
     _, choice = registry.schedule(func, reference.PORTABLE)
     assert choice == registry.ScheduleChoice("any.sparse24_int8.gemv", "portable")
+
+
+def test_a_group_size_has_a_kernel_of_its_own() -> None:
+    func = registry.weight_format(sparsity="2:4", dtype="int8", group_size=64).linear((1, "seq_len"), 8, 64)
+    assert description(func)["group_size"] == 64
+    _, choice = registry.schedule(func, reference.AVX2)
+    assert choice == registry.ScheduleChoice("avx2.sparse24_int8.g64.gemm", "default")

@@ -1,5 +1,7 @@
 """The CPU kernels of attention against NumPy; rows of the cache without a token are NaN, so reading one shows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tvm
@@ -16,7 +18,8 @@ CASES = [
     Case(past=(299, 127, 300), heads=4, kv_heads=1, head_dim=33, max_len=300, seq_len=1),
     Case(past=(250,), heads=14, kv_heads=2, head_dim=80, max_len=300, seq_len=1, window=70),
     Case(past=(5, 200), heads=2, kv_heads=2, head_dim=20, max_len=256, seq_len=1, softcap=30.0, bias=True),
-    # Enough keys for several threads.
+    # Enough keys for several threads, and so many heads that one tile of keys is enough for them.
+    Case(past=(70,), heads=8, kv_heads=4, head_dim=128, max_len=100, seq_len=1),
     Case(past=(2040,), heads=3, kv_heads=3, head_dim=64, max_len=2048, seq_len=1),
     # Prefill: lengths that fill no tile, past lengths that differ, windows shorter than the prompt, the cache's end.
     Case(past=(0, 5, 60), heads=6, kv_heads=2, head_dim=20, max_len=150, seq_len=77, symbolic=True),
@@ -24,9 +27,10 @@ CASES = [
     Case(past=(100,), heads=2, kv_heads=1, head_dim=64, max_len=400, seq_len=290, symbolic=True, window=100),
     Case(past=(0,), heads=2, kv_heads=1, head_dim=3, max_len=40, seq_len=1, symbolic=True),
 ]
+INT8_CASES = [replace(CASES[i], cache_dtype="int8") for i in (0, 1, 2, 3, 6, 7, 9)]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *INT8_CASES], ids=str)
 def test_kernels_compute_attention(case: Case) -> None:
     target = tvm.target.Target(AVX2)
     inputs = case.inputs(np.random.default_rng(3))
@@ -37,8 +41,9 @@ def test_kernels_compute_attention(case: Case) -> None:
     np.testing.assert_allclose(out, attended(case, inputs, expected, layer), atol=5e-6)
 
 
-def test_portable_target_computes_the_same() -> None:
-    case = Case(past=(70, 3), heads=4, kv_heads=2, head_dim=20, max_len=100, seq_len=1)
+@pytest.mark.parametrize("cache_dtype", ["float32", "int8"])
+def test_portable_target_computes_the_same(cache_dtype: str) -> None:
+    case = Case(past=(70, 3), heads=4, kv_heads=2, head_dim=20, max_len=100, seq_len=1, cache_dtype=cache_dtype)
     target = {"kind": "llvm"}
     inputs = case.inputs(np.random.default_rng(4))
     scheduled = [schedule(func, tvm.target.Target(target)) for func in (case.update(), case.attention())]

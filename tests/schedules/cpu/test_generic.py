@@ -6,8 +6,8 @@ import tvm
 from tvm import relax
 from tvm.relax import op
 
-from hwpq_tvm.schedules.attention import kv_cache_update
 from hwpq_tvm.schedules.cpu.generic import schedule
+from hwpq_tvm.schedules.kv_cache import kv_cache_update
 
 AVX2 = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
 HIDDEN, HEADS, HEAD_DIM, INNER, VOCABULARY = 96, 3, 32, 160, 50
