@@ -106,7 +106,8 @@ def build(
     # 2. plan: one scheme per linear. What can fail fails here, before any work on weights.
     with clock("plan"):
         planned = make_plan(imported.module, imported.entries, config, calibrated=calibration is not None)
-        windows = calibration_windows(calibration, imported) if planned.needs_calibration else None
+        calibrates = calibration is not None and planned.needs_calibration
+        windows = calibration_windows(calibration, imported) if calibrates else None
         groups = packing_groups(planned)
         folder = None if work_dir is None else _folder(work_dir, "work_dir")
         finished = FinishedLayers(folder, _fingerprint(imported, config, windows, groups), resume=resume)
