@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,9 @@ def build(
     threads
         Threads that the compiled model runs with; by default every core of this machine.
     work_dir
-        Where layers are kept as soon as they are compressed, and where the compiled library lies while the model lives;
-        by default layers are kept in memory only, and the library among the system's temporary files.
+        Folder that keeps each layer (in `layers`) as soon as it is compressed, to be removed by whoever named it, and
+        the compiled library while the model lives; by default layers are kept in memory only, and the library among the
+        system's temporary files.
     resume
         Whether to go on with the layers that an earlier build of the same model, configuration and calibration left in
         `work_dir`; otherwise such layers are removed.
@@ -91,6 +93,10 @@ def build(
         For everything that is wrong with the model, the target, the configuration or the calibration text.
     """
     config = config or HWPQConfig()
+    if memory_budget is None:
+        memory_budget = default_memory_budget()
+    if not isinstance(memory_budget, int) or memory_budget < 0:
+        raise ConfigError(f"memory_budget={memory_budget!r}: expected a number of bytes.")
     clock = _Clock()
     dump = _dump_to(debug_dump)
     resolved = resolve_target(target, threads=threads)
@@ -110,7 +116,7 @@ def build(
         windows = calibration_windows(calibration, imported) if calibrates else None
         groups = packing_groups(planned)
         folder = None if work_dir is None else _folder(work_dir, "work_dir")
-        finished = FinishedLayers(folder, _fingerprint(imported, config, windows, groups), resume=resume)
+        finished = FinishedLayers(folder, _fingerprint(imported, groups, windows), resume=resume)
 
     # 3 and 4. calibrate on the host, and compress: as the module `transform_params`, run layer by layer.
     calibrated = compress_model(
@@ -118,7 +124,7 @@ def build(
         groups,
         windows,
         finished,
-        memory_budget=default_memory_budget() if memory_budget is None else memory_budget,
+        memory_budget=memory_budget,
         sequential=config.sequential,
         clock=clock,
         progress=progress,
@@ -141,7 +147,6 @@ def build(
     report = build_report(planned, mod, imported, compressed, choices, calibrated, weights, clock.seconds)
     if manifest.generation is not None:
         report["model"]["kv_cache_bytes"] = manifest.generation.kv_cache_bytes
-    finished.remove_folder()
     return CompiledModel(library, weights, manifest, report, imported.tokenizer_files, keep_alive=temporary)
 
 
@@ -207,16 +212,24 @@ def _dump_to(folder: "str | Path | None") -> Dump:
 
 
 def _fingerprint(
-    imported: ImportedModel, config: HWPQConfig, windows: CalibrationWindows | None, groups: Sequence[LinearGroup]
+    imported: ImportedModel, groups: Sequence[LinearGroup], windows: CalibrationWindows | None
 ) -> dict[str, Any]:
     """What the compressed layers depend on: a build goes on with layers of the same only."""
     metadata = imported.metadata
-    weights = [linear for group in groups for linear in group.members]
-    sample = min(weights, key=lambda linear: linear.N * linear.K).weight if weights else None
+    layers = [linear for group in groups for linear in group.members]
+    source = Path(metadata.source)
+    files = sorted(source.iterdir()) if source.is_dir() else [source] if source.is_file() else []
+    # A live model has no files: a sample of its weights has to do.
+    sample = min(layers, key=lambda linear: linear.N * linear.K).weight if layers else None
     content = imported.parameters.load(sample).tobytes() if sample else b""
     return {
-        "model": [metadata.architecture, metadata.source, metadata.source_bytes, hashlib.sha256(content).hexdigest()],
-        "configuration": config.to_json(),
+        "model": [
+            metadata.architecture,
+            metadata.source,
+            [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+            hashlib.sha256(content).hexdigest(),
+        ],
+        "configuration": [(linear.weight, asdict(linear.scheme), linear.format.label) for linear in layers],
         "calibration": None if windows is None else [ids.tolist() for ids in windows.ids],
         "version of hwpq_tvm": version("hwpq-tvm"),
     }

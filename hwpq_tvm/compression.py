@@ -3,7 +3,7 @@
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,15 @@ def compress_groups(
         sink = _Outputs(groups, finished, lambda: shown.advance(shown.task_ids[0]))
         # The names are this call's own: two builds in one process don't get each other's weights.
         get_name, put_name = (f"hwpq.{uuid.uuid4().hex}.{what}" for what in ("get", "put"))
-        tvm.register_global_func(get_name, lambda index: as_tensor(source.get(*inputs[index])))
-        tvm.register_global_func(put_name, lambda index, value: sink.put(outputs[index], as_array(value)))
+        failures: list[BaseException] = []
+        get = _noting(failures, lambda index: as_tensor(source.get(*inputs[index])))
+        put = _noting(failures, lambda index, value: sink.put(outputs[index], as_array(value)))
+        tvm.register_global_func(get_name, get)
+        tvm.register_global_func(put_name, put)
         try:
             _run(mod, (get_name, put_name), sink, dump)
+        except RuntimeError as error:
+            raise (failures[0] if failures else error) from None
         finally:
             tvm_ffi.remove_global_func(get_name)
             tvm_ffi.remove_global_func(put_name)
@@ -84,6 +89,19 @@ def compress_groups(
             f"{', '.join(sink.damaged)}: weights that are infinite or not a number; the checkpoint is damaged, fetch "
             "or train it again."
         )
+
+
+def _noting(failures: list[BaseException], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Note what a function raises: the virtual machine hands every exception on as a RuntimeError."""
+
+    def call(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    return call
 
 
 def _run(mod: tvm.IRModule, lazy: tuple[str, str], sink: "_Outputs", dump: Dump) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from types import MappingProxyType
@@ -71,6 +71,10 @@ class HWPQConfig:
     sequential: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.overrides, Mapping):
+            raise ConfigError(f"overrides={self.overrides!r}: expected a mapping of regular expressions to schemes.")
+        if isinstance(self.ignore, str) or not isinstance(self.ignore, Iterable):
+            raise ConfigError(f"ignore={self.ignore!r}: expected a list of regular expressions.")
         object.__setattr__(self, "overrides", MappingProxyType(dict(self.overrides)))
         object.__setattr__(self, "ignore", tuple(self.ignore))
         for expression in self.overrides:
@@ -89,13 +93,17 @@ class HWPQConfig:
         one_of("group_policy", self.group_policy, ("error", "pad", "skip"))
         one_of("sequential", self.sequential, (True, False))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle by way of JSON: read-only mappings can't be pickled."""
+        return HWPQConfig.from_json, (self.to_json(),)
+
     def scheme(self, name: str, *, is_head: bool = False) -> tuple[LayerScheme, str | None]:
         """Scheme of the linear layer `name`, and why it is not pruned where a scheme that prunes was overruled."""
         otherwise = self.lm_head if is_head else self.default
         chosen = next((s for e, s in self.overrides.items() if re.fullmatch(e, name)), otherwise)
         matched = next((e for e in self.ignore if re.fullmatch(e, name)), None)
         if matched is not None and chosen.sparsity is not None:
-            return replace(chosen, sparsity=None, selection=None), f"ignored by {matched!r}"
+            return replace(chosen, sparsity=None), f"ignored by {matched!r}"
         return chosen, None
 
     def to_json(self) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,17 @@ class FinishedLayers:
     def __init__(self, work_dir: Path | None, fingerprint: Mapping[str, Any], *, resume: bool) -> None:
         self._groups: dict[str, dict[str, np.ndarray]] = {}
         self._folder = None if work_dir is None else work_dir / _FOLDER
-        self.resumed = 0
         if self._folder is None:
             if resume:
                 raise ConfigError("resume=True without work_dir: name the work folder of the build that was stopped.")
             return
         digests = {name: _digest(value) for name, value in fingerprint.items()}
-        if resume and self._folder.exists():
+        if resume and any(self._folder.glob("*.safetensors")):
             _check_same_build(self._folder, digests)
-        else:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            return
+        with self._told():
+            if self._folder.exists():
+                shutil.rmtree(self._folder)
             self._folder.mkdir(parents=True)
             (self._folder / _FINGERPRINT).write_text(json.dumps(digests), encoding="utf-8")
 
@@ -65,7 +67,6 @@ class FinishedLayers:
                 missing.append(group)
             else:
                 self._groups[packed_name(group)] = arrays
-                self.resumed += 1
         return missing
 
     def add(self, group: LinearGroup, arrays: Mapping[str, np.ndarray]) -> None:
@@ -74,19 +75,29 @@ class FinishedLayers:
         if self._folder is not None:
             file = self._file(group)
             temporary = file.with_suffix(".tmp")
-            write_tensors(temporary, arrays)
-            with temporary.open("rb") as written:  # the name must not reach the disk before the contents
-                os.fsync(written.fileno())
-            temporary.rename(file)
+            with self._told():
+                write_tensors(temporary, arrays)
+                with temporary.open("rb") as written:  # the name must not reach the disk before the contents
+                    os.fsync(written.fileno())
+                temporary.rename(file)
+
+    def of(self, group: LinearGroup) -> Mapping[str, np.ndarray] | None:
+        """What is kept of a group; None where it is not finished."""
+        return self._groups.get(packed_name(group))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything by name: packed parameters and statistics."""
         return {name: array for arrays in self._groups.values() for name, array in arrays.items()}
 
-    def remove_folder(self) -> None:
-        """Delete the folder once nothing is left to go on with."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                f"work folder {self._folder}: can't be written ({error.strerror or error}). Free some space or name "
+                "another one; what is finished stays there for resume."
+            ) from error
 
     def _file(self, group: LinearGroup) -> Path:
         assert self._folder is not None
@@ -111,9 +122,9 @@ class CompressedSource:
     source
         The float model's weights.
     groups
-        Every packed group.
+        The groups to replace.
     finished
-        Those that are done.
+        Has all of them.
     """
 
     def __init__(self, source: ParameterSource, groups: Sequence[LinearGroup], finished: FinishedLayers) -> None:
@@ -127,7 +138,7 @@ class CompressedSource:
     def load(self, name: str) -> np.ndarray:
         """Read one weight as float32."""
         group = self._groups.get(name)
-        arrays = self._finished._groups.get(packed_name(group)) if group else None
+        arrays = self._finished.of(group) if group else None
         if group is None or arrays is None:
             return self._source.load(name)
         first: dict[str, int] = {}
@@ -144,7 +155,7 @@ class CompressedSource:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
 
 
 def _check_same_build(folder: Path, digests: Mapping[str, str]) -> None:

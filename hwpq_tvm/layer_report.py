@@ -97,9 +97,11 @@ def build_report(
         "tokens": calibrated.tokens,
         "passes": calibrated.passes,
         "sequential": calibrated.sequential,
+        "peak_bytes": calibrated.peak_bytes,
     }
+    report["resumed_groups"] = calibrated.resumed
     report["seconds"] = dict(seconds)
-    report["warnings"] += _damage(plan, statistics)
+    report["warnings"] += _damage(plan, statistics, calibrated=bool(calibrated.tokens))
     return report
 
 
@@ -128,12 +130,12 @@ def _layer(layer: LinearPlan) -> dict[str, Any]:
 def _warnings(plan: Plan) -> list[str]:
     pruned = [layer for layer in plan.linears if layer.scheme.sparsity is not None]
     found = []
-    if any(layer.scheme.metric == "magnitude" for layer in pruned):
+    if any(layer.scheme.metric == "magnitude" and layer.scheme.reconstruct != "iht" for layer in pruned):
         found.append("pruned by magnitude, which costs far more accuracy than obd_diag with calibration")
     return found
 
 
-def _damage(plan: Plan, statistics: Mapping[str, LayerStatistics]) -> list[str]:
+def _damage(plan: Plan, statistics: Mapping[str, LayerStatistics], *, calibrated: bool) -> list[str]:
     """Say in plain words when the errors of the layers mean a damaged model, and what would cost less."""
     errors = [each.relative_error for each in statistics.values() if each.relative_error is not None]
     damaged = [error for error in errors if error > DAMAGING_ERROR]
@@ -141,7 +143,9 @@ def _damage(plan: Plan, statistics: Mapping[str, LayerStatistics]) -> list[str]:
         return []
     pruned = [layer for layer in plan.linears if layer.scheme.sparsity is not None]
     cures = []
-    if any(layer.scheme.reconstruct == "none" for layer in pruned):
+    if pruned and not calibrated:
+        cures.append("calibrating, by which weights are chosen and adjusted")
+    elif any(layer.scheme.reconstruct == "none" for layer in pruned):
         cures.append('reconstruct="iht", which adjusts the kept weights to calibration data')
     if pruned:
         cures.append("dense int4 in groups of 64 (preset small)")

@@ -58,10 +58,12 @@ class LayerStatistics:
         sparsity = layer.scheme.sparsity
         if sparsity is None:
             return []
-        if self.pruned == 0:
+        kept, group = layer.scheme.kept_of_group or (0, 1)
+        asked = sparsity if isinstance(sparsity, float) else 1 - kept / group
+        if self.pruned == 0 and self.zeros >= asked - _ZEROS_TOLERANCE:
             return [f"was {sparsity} sparse already: nothing was pruned"]
-        if isinstance(sparsity, float) and abs(self.zeros - sparsity) > _ZEROS_TOLERANCE:
-            return [f"{self.zeros:.1%} of the weights are zero, not the {sparsity:.1%} asked for"]
+        if isinstance(sparsity, float) and abs(self.zeros - asked) > _ZEROS_TOLERANCE:
+            return [f"{self.zeros:.1%} of the weights are zero, not the {asked:.1%} asked for"]
         return []
 
 

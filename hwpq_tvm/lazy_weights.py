@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from .errors import HwpqError
 from .importers import ParameterSource
 from .runtime.tvm_runtime import as_tensor
 
@@ -33,7 +32,7 @@ class LazyWeights:
         self._left = budget
         self._resident: dict[str, Any] = {}
         self.asked: dict[str, None] = {}
-        self.error: HwpqError | None = None
+        self.error: BaseException | None = None
 
     def __call__(self, index: int, name: str) -> Any:
         """Give a weight by its name, as a TVM tensor."""
@@ -42,7 +41,7 @@ class LazyWeights:
         self.asked[name] = None
         try:
             array = self._parameters.load(name)
-        except HwpqError as error:
+        except BaseException as error:
             self.error = error
             raise
         tensor = as_tensor(array)

@@ -53,7 +53,9 @@ def model_lines(report: Mapping[str, Any]) -> list[str]:
         how += ", later layers behind compressed earlier ones" if calibration.get("sequential") else ""
         lines.append(f"calibration: {calibration['tokens']} tokens of {calibration.get('source')}{how}")
     elif calibration:
-        lines.append("calibration: none was needed or wanted; relative errors are those of the weights, not of outputs")
+        lines.append("calibration: not needed or not wanted; relative errors are those of the weights, not of outputs")
+    if report.get("resumed_groups"):
+        lines.append(f"resumed: {report['resumed_groups']} groups of layers were taken from the build that was stopped")
     if report.get("reconstruction"):
         lines.append(f"reconstruction: {report['reconstruction']}")
     if seconds := report.get("seconds"):

@@ -45,8 +45,9 @@ class LayerScheme:
         for int4 and -1 for the others.
     metric
         Contribution of a weight w at in_feature k, where s[k] sums the squares of that input over the calibration
-        tokens and S sums s: `"obd_diag"` is w^2 s[k] (diagonal Hessian), `"hwpq"` is the paper's w^2 / (1 - s[k]/S)
-        (arXiv 2501.16376), `"magnitude"` is w^2 and needs no calibration.
+        tokens (each brought to one size where `reconstruct` asks for the Gram matrix) and S sums s: `"obd_diag"` is
+        w^2 s[k] (diagonal Hessian), `"hwpq"` is the paper's w^2 / (1 - s[k]/S) (arXiv 2501.16376), `"magnitude"` is w^2
+        and needs no calibration.
     selection
         `"rank"` counts, in every M, how many beat a weight (the only rule for N:M); `"ewma"` solves a threshold from
         exponentially weighted means for the share of zeros asked for (the default rule of unstructured sparsity);
@@ -99,29 +100,28 @@ class LayerScheme:
                 'dtype="float16" or an integer type, or sparsity=None.'
             )
         rules: tuple[SelectionRule, ...] = ("ewma", "ewma_sequential") if unstructured else ("rank",)
-        if self.selection is None:
-            object.__setattr__(self, "selection", rules[0])
-        one_of(f"sparsity={self.sparsity!r} with selection", self.selection, rules)
+        one_of("selection", self.selection, (None, "rank", "ewma", "ewma_sequential"))
+        if self.sparsity is not None:
+            one_of(f"sparsity={self.sparsity!r} with selection", self.selection, (*rules, None))
         if not isinstance(self.ewma_multiplier, int | float) or not abs(self.ewma_multiplier) < 1e6:
             raise ConfigError(f"ewma_multiplier={self.ewma_multiplier!r}: expected a number such as 4.0.")
 
     def _check_group_size(self) -> None:
-        if self.group_size is None:
-            object.__setattr__(self, "group_size", _DEFAULT_GROUP_SIZE.get(self.dtype, WHOLE_CHANNEL))
         sizes = (*GROUP_SIZES, WHOLE_CHANNEL) if self.dtype in ("int8", "int4") else (WHOLE_CHANNEL,)
-        one_of(f'dtype="{self.dtype}" with group_size', self.group_size, sizes)
+        one_of(f'dtype="{self.dtype}" with group_size', self.group_size, (*sizes, None))
 
     @property
     def kept_of_group(self) -> tuple[int, int] | None:
         """`(N, M)` of N:M sparsity; None for any other."""
-        match = re.fullmatch(r"(\d{1,2}):(\d{1,2})", self.sparsity) if isinstance(self.sparsity, str) else None
+        match = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", self.sparsity) if isinstance(self.sparsity, str) else None
         kept, group = map(int, match.groups()) if match else (0, 0)
         return (kept, group) if 0 < kept < group <= 64 else None
 
     @property
     def group(self) -> int | None:
         """in_features that share a scale; None where that is the whole output channel, or there is no scale."""
-        return None if self.group_size == WHOLE_CHANNEL else self.group_size
+        size = _DEFAULT_GROUP_SIZE.get(self.dtype) if self.group_size is None else self.group_size
+        return None if size == WHOLE_CHANNEL else size
 
     @property
     def searches_scales(self) -> bool:
@@ -129,5 +129,5 @@ class LayerScheme:
         return self.clip_search and (self.group is not None or self.dtype == "int4")
 
     def __str__(self) -> str:
-        kind = f"{self.sparsity:.0%}" if isinstance(self.sparsity, float) else self.sparsity or "dense"
+        kind = f"{100 * self.sparsity:g}%" if isinstance(self.sparsity, float) else self.sparsity or "dense"
         return f"{kind} {self.dtype}" + (f" g{self.group}" if self.group else "")

@@ -1,16 +1,16 @@
 """In which order layers are calibrated and compressed: stage by stage, as memory and the configuration ask."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from .calibration import CalibrationWindows, gram_passes, observe
+from .calibration import CalibrationWindows, Observation, gram_passes, observe
 from .compression import compress_groups
 from .finished_layers import CompressedSource, FinishedLayers
-from .importers import ImportedModel
+from .importers import ImportedModel, ParameterSource
 from .relax_passes.packing import input_gram_name, input_squares_name
 from .relax_passes.pipeline import Dump
 from .relax_passes.plan import LinearGroup
@@ -28,38 +28,56 @@ class Clock(Protocol):
 
 @dataclass
 class CalibrationSummary:
-    """What the report says of calibration."""
+    """What the report says of calibration.
+
+    Attributes
+    ----------
+    tokens, source
+        How many tokens of what the model was calibrated on; 0 and None where it was not.
+    passes
+        How often the model ran over them in this build.
+    sequential
+        Whether later layers were calibrated behind compressed earlier ones.
+    observed
+        Names of the layers whose inputs were seen.
+    peak_bytes
+        The most memory that the process had had resident when calibration was done.
+    resumed
+        Groups of layers that an earlier build had finished.
+    """
 
     tokens: int = 0
     source: str | None = None
     passes: int = 0
     sequential: bool = False
-    observed: set[str] = field(default_factory=set)
+    observed: frozenset[str] = frozenset()
+    peak_bytes: int | None = None
+    resumed: int = 0
 
 
-def stages(groups: Sequence[LinearGroup], *, memory_budget: int, sequential: bool) -> Iterator[list[LinearGroup]]:
-    """Cut the packed groups of a model into stages.
+def parts(groups: Sequence[LinearGroup], *, sequential: bool) -> list[list[LinearGroup]]:
+    """Cut the packed groups of a model, in its order, into what is calibrated on one state of the model.
 
-    Parameters
-    ----------
-    groups
-        In the order of the model.
-    memory_budget
-        Bytes that the Gram matrices of one stage may take while they are collected.
-    sequential
-        Whether every stage is calibrated on the model in which the stages before it are compressed.
-
-    Yields
-    ------
-    Groups that are calibrated together and then compressed. Groups on one input are in one stage.
+    Groups on one input stay together. Without `sequential` there is one part: everything sees the float model.
     """
     inputs = list(dict.fromkeys(group.input for group in groups))
-    size = -(-len(inputs) // SEQUENTIAL_STAGES) if sequential else max(len(inputs), 1)
-    for start in range(0, len(inputs), size):
-        part = [group for group in groups if group.input in inputs[start : start + size]]
-        sizes = {group.input: group.K for group in part if group.needs_gram}
-        for number, chosen in enumerate(gram_passes(sizes, memory_budget) or [[]]):
-            yield [group for group in part if group.input in chosen or (number == 0 and group.input not in sizes)]
+    size = max(-(-len(inputs) // SEQUENTIAL_STAGES) if sequential else len(inputs), 1)
+    return [
+        [group for group in groups if group.input in inputs[start : start + size]]
+        for start in range(0, len(inputs), size)
+    ]
+
+
+def passes(part: Sequence[LinearGroup], memory_budget: int) -> list[list[LinearGroup]]:
+    """Cut a part into groups whose Gram matrices fit `memory_budget` bytes together while they are collected.
+
+    What asks for no Gram matrix goes with the first ones; groups on one input stay together.
+    """
+    sizes = {group.input: group.K for group in part if group.needs_gram}
+    return [
+        [group for group in part if group.input in chosen or (number == 0 and group.input not in sizes)]
+        for number, chosen in enumerate(gram_passes(sizes, memory_budget) or [[]])
+    ]
 
 
 def compress_model(
@@ -86,8 +104,10 @@ def compress_model(
         Calibration tokens; None where nothing asks for them.
     finished
         Gets the compressed groups; those that it can take up from an earlier build are not done again.
-    memory_budget, sequential
-        As for `stages`.
+    memory_budget
+        Bytes that Gram matrices and float weights may take during calibration.
+    sequential
+        Whether later parts of the model are calibrated behind the compressed earlier ones.
     clock
         Times the phases "calibrate" and "compress".
     progress, dump
@@ -98,34 +118,58 @@ def compress_model(
     CalibrationSummary
         For the report.
     """
-    summary = CalibrationSummary(sequential=sequential and windows is not None)
-    missing = finished.take_up(groups)
-    source = CompressedSource(imported.parameters, groups, finished) if sequential else imported.parameters
-    for stage in stages(missing, memory_budget=memory_budget, sequential=summary.sequential):
-        squares: dict[str, np.ndarray] = {}
-        grams: dict[str, np.ndarray] = {}
-        if windows is not None:
-            linears = [group for group in stage if group.is_linear]
-            with_gram = {group.input for group in linears if group.needs_gram}
-            with clock("calibrate"):
-                seen = observe(
-                    imported,
-                    {group.input: input_squares_name(group) for group in linears if group.input not in with_gram},
-                    {group.input: input_gram_name(group) for group in linears if group.input in with_gram},
-                    windows,
-                    parameters=source,
-                    memory_budget=memory_budget,
-                    progress=progress,
-                )
-            grams = seen.grams
-            diagonals = {
-                input_squares_name(group): grams[input_gram_name(group)].diagonal()
-                for group in linears
-                if group.input in with_gram
-            }
-            squares = {**seen.squares, **diagonals}
-            summary.tokens, summary.source, summary.passes = seen.tokens, seen.source, summary.passes + 1
-            summary.observed |= {linear.name for group in linears for linear in group.members}
-        with clock("compress"):
-            compress_groups(stage, imported.parameters, squares, grams, finished, progress=progress, dump=dump)
+    missing = {group.name for group in finished.take_up(groups)}
+    summary = CalibrationSummary(resumed=len(groups) - len(missing))
+    if windows is not None:
+        summary.tokens, summary.source, summary.sequential = windows.tokens, windows.source, sequential
+        summary.observed = frozenset(each.name for group in groups if group.is_linear for each in group.members)
+    earlier: list[LinearGroup] = []
+    for part in parts(groups, sequential=summary.sequential):
+        source = CompressedSource(imported.parameters, earlier, finished) if earlier else imported.parameters
+        for together in passes(part, memory_budget):
+            todo = [group for group in together if group.name in missing]
+            if not todo:
+                continue
+            squares: Mapping[str, np.ndarray] = {}
+            grams: Mapping[str, np.ndarray] = {}
+            if windows is not None:
+                with clock("calibrate"):
+                    with_gram = {group.input for group in together if group.needs_gram}
+                    seen = _observe(imported, todo, with_gram, windows, source, memory_budget, progress=progress)
+                squares, grams = seen.squares, seen.grams
+                summary.passes, summary.peak_bytes = summary.passes + 1, seen.peak_bytes
+                del seen
+            with clock("compress"):
+                compress_groups(todo, imported.parameters, squares, grams, finished, progress=progress, dump=dump)
+            del squares, grams  # before the next ones are collected
+        earlier += part
     return summary
+
+
+def _observe(
+    imported: ImportedModel,
+    groups: Sequence[LinearGroup],
+    with_gram: Collection[str],
+    windows: CalibrationWindows,
+    source: ParameterSource,
+    memory_budget: int,
+    *,
+    progress: bool,
+) -> Observation:
+    """Collect Gram matrices of the inputs `with_gram`, whose diagonals are their squares, and the others' squares."""
+    linears = [group for group in groups if group.is_linear]
+    seen = observe(
+        imported,
+        {group.input: input_squares_name(group) for group in linears if group.input not in with_gram},
+        {group.input: input_gram_name(group) for group in linears if group.input in with_gram},
+        windows,
+        parameters=source,
+        memory_budget=memory_budget,
+        progress=progress,
+    )
+    diagonals = {
+        input_squares_name(group): seen.grams[input_gram_name(group)].diagonal().astype(np.float64)
+        for group in linears
+        if group.input in with_gram
+    }
+    return replace(seen, squares={**seen.squares, **diagonals})

@@ -236,12 +236,14 @@ def _plan_linear(
     n, k = call.shape
     scheme, reason = config.scheme(layer_name(call.weight.name), is_head=is_head)
     if not calibrated:
+        if scheme.sparsity is not None and scheme.reconstruct in ("cg", "iht"):
+            reason = reason or f"no calibration, so no reconstruction by {scheme.reconstruct}"
         scheme = replace(scheme, metric="magnitude", reconstruct="none")
     if scheme.sparsity is not None:
         weight_format = _format(scheme, config)
         why = weight_format.why_not(n, k) or ("tied to an embedding, which is read by row" if is_table else None)
         if why:
-            scheme, reason = replace(scheme, sparsity=None, selection=None), why
+            scheme, reason = replace(scheme, sparsity=None), why
     return _fitted(call.weight.name, n, k, scheme, reason, config)
 
 

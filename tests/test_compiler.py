@@ -52,6 +52,7 @@ def test_a_plan_reads_no_weights(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "options", "kind", "words"),
     [
+        (None, {"memory_budget": -1}, ConfigError, "memory_budget=-1"),
         ("nowhere", {}, HwpqError, "nowhere"),
         ("nowhere", {"target": "cuda"}, TargetError, 'use target="cpu"'),
         ("nowhere", {"target": "abacus"}, TargetError, "unknown target 'abacus'"),
@@ -103,7 +104,8 @@ def test_a_build_that_was_stopped_goes_on_with_its_layers(tmp_path, monkeypatch)
     for work in ("observe", "compress_groups"):
         monkeypatch.setattr(f"hwpq_tvm.stages.{work}", lambda *_, **__: pytest.fail("done again"))
     resumed = hwpq_tvm.build(model, work_dir=tmp_path / "work", resume=True, **options)
-    assert not (tmp_path / "work" / "layers").exists()
+    assert resumed.report["resumed_groups"] == 10
+    assert resumed.report["calibration"]["tokens"] == TOKENS.size
     monkeypatch.undo()
     again = hwpq_tvm.build(model, **options)
     assert sorted(resumed.params) == sorted(again.params)

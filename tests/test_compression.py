@@ -131,6 +131,15 @@ def test_damaged_weights_are_refused_by_name():
         compress(HWPQConfig(default=LayerScheme(reconstruct="none")), weights)
 
 
+def test_what_goes_wrong_on_the_way_is_told_as_what_it_is():
+    class Interrupted(Weights):
+        def load(self, name):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(HWPQConfig(default=LayerScheme(reconstruct="none")), Interrupted())
+
+
 def test_a_pruned_checkpoint_loses_nothing_to_pruning():
     weights = Weights()
     weights.values["q"].reshape(-1, 4)[:, 1:3] = 0

@@ -1,5 +1,7 @@
 """Configurations: what is accepted, what is refused, and the way to JSON and back."""
 
+import copy
+import dataclasses
 import json
 
 import pytest
@@ -53,7 +55,7 @@ def test_json_round_trip(config):
         (lambda: LayerScheme(metric="size"), "metric='size'"),
         (lambda: LayerScheme(reconstruct="obs"), "reconstruct='obs': expected one of 'auto', 'none', 'cg', 'iht'"),
         (lambda: LayerScheme(dtype="float32"), "sparsity='2:4' with dtype=\"float32\""),
-        (lambda: LayerScheme(group_size=48), 'dtype="int8" with group_size=48: expected one of 32, 64, 128, -1'),
+        (lambda: LayerScheme(group_size=48), 'dtype="int8" with group_size=48: expected one of 32, 64, 128, -1, None'),
         (lambda: LayerScheme(dtype="float16", group_size=64), 'dtype="float16" with group_size=64'),
         (lambda: LayerScheme(selection="ewma"), "sparsity='2:4' with selection='ewma': expected one of 'rank'"),
         (lambda: LayerScheme(0.5, selection="rank"), "expected one of 'ewma', 'ewma_sequential'"),
@@ -63,6 +65,8 @@ def test_json_round_trip(config):
         (lambda: HWPQConfig(default="2:4"), "default='2:4': expected a LayerScheme"),
         (lambda: HWPQConfig.preset("best"), "preset='best': expected one of 'accurate', 'fast', 'small'"),
         (lambda: HWPQConfig(ignore=["["]), "not a regular expression"),
+        (lambda: HWPQConfig(ignore="lm_head"), "ignore='lm_head': expected a list of regular expressions"),
+        (lambda: HWPQConfig(overrides=None), "overrides=None: expected a mapping"),
         (lambda: HWPQConfig(overrides={"(": LayerScheme()}), "not a regular expression"),
         (lambda: HWPQConfig(lm_head=LayerScheme()), "lm_head=2:4 int8"),
         (lambda: HWPQConfig.from_json("{"), "not JSON"),
@@ -101,7 +105,7 @@ def test_configs_do_not_change():
         config.default = LayerScheme()
 
 
-@pytest.mark.parametrize("sparsity", ["4:4", "0:4", "2:128", "2 of 4", "", 0.0, 1.0, 1, float("nan"), True])
+@pytest.mark.parametrize("sparsity", ["4:4", "0:4", "02:4", "2:128", "2 of 4", "", 0.0, 1.0, 1, float("nan"), True])
 def test_impossible_sparsities_are_refused(sparsity):
     with pytest.raises(ConfigError, match=r"^sparsity=.*expected"):
         LayerScheme(sparsity=sparsity)
@@ -111,8 +115,8 @@ def test_what_is_left_open_gets_its_usual_value():
     assert LayerScheme(dtype="int4").group == 64
     assert LayerScheme(dtype="int4", group_size=-1).group is None
     assert LayerScheme().group is None
-    assert LayerScheme().selection == "rank"
-    assert LayerScheme(0.5).selection == "ewma"
+    assert dataclasses.replace(LayerScheme(dtype="int4"), sparsity=0.5, dtype="float16").group is None
+    assert copy.deepcopy(HWPQConfig(overrides={"a": LayerScheme()})) == HWPQConfig(overrides={"a": LayerScheme()})
     assert [str(LayerScheme(s, d)) for s, d in (("2:4", "int4"), (0.5, "int8"), (None, "float16"))] == [
         "2:4 int4 g64",
         "50% int8",

@@ -33,7 +33,6 @@ def test_a_build_goes_on_with_what_is_whole(tmp_path):
     (tmp_path / "layers" / "x.tmp").write_bytes(b"half")
     after = FinishedLayers(tmp_path, BUILD, resume=True)
     assert after.take_up(GROUPS) == GROUPS[2:]
-    assert after.resumed == 2
     for group in GROUPS[:2]:
         for name, array in arrays_of(group).items():
             np.testing.assert_array_equal(after.arrays()[name], array)
@@ -55,9 +54,17 @@ def test_resuming_where_nothing_was_started_starts(tmp_path):
     finished = FinishedLayers(tmp_path / "new", BUILD, resume=True)
     assert finished.take_up(GROUPS) == GROUPS
     finished.add(GROUPS[0], arrays_of(GROUPS[0]))
-    finished.remove_folder()
-    assert not (tmp_path / "new" / "layers").exists()
-    assert finished.arrays()
+    assert finished.of(GROUPS[0]) is not None
+    assert finished.of(GROUPS[1]) is None
+    # A kill before the first layer leaves nothing that could be of another build.
+    (tmp_path / "empty" / "layers").mkdir(parents=True)
+    assert FinishedLayers(tmp_path / "empty", BUILD, resume=True).take_up(GROUPS) == GROUPS
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"work folder .*file.*can't be written"):
+        FinishedLayers(tmp_path / "file", BUILD, resume=False)
 
 
 def test_finished_layers_stand_for_their_weights():

@@ -5,16 +5,16 @@ import pytest
 from hwpq_tvm.config import HWPQConfig, LayerScheme
 from hwpq_tvm.relax_passes.packing import packing_groups
 from hwpq_tvm.relax_passes.plan import make_plan
-from hwpq_tvm.stages import stages
+from hwpq_tvm.stages import parts, passes
 from tests.relax_passes.models import ENTRIES, TinyLM
 
 # Bytes of the float64 Gram matrices of the inputs of q and odd.
 GRAMS = 8 * (16 * 16 + 33 * 33)
 
 
-def names(config, **options):
+def names(config, *, memory_budget=1 << 30, sequential=False):
     groups = packing_groups(make_plan(TinyLM, ENTRIES, config, calibrated=True))
-    found = list(stages(groups, **{"memory_budget": 1 << 30, "sequential": False, **options}))
+    found = [together for part in parts(groups, sequential=sequential) for together in passes(part, memory_budget)]
     assert sorted(group.name for stage in found for group in stage) == sorted(group.name for group in groups)
     return [[linear.name for group in stage for linear in group.members] for stage in found]
 
@@ -37,3 +37,7 @@ def test_a_stage_holds_no_more_gram_matrices_than_fit():
 
 def test_sequential_stages_follow_the_model():
     assert names(BOTH, sequential=True) == [["q", "k"], ["odd"], ["embed"]]
+
+
+def test_nothing_to_do_is_no_stage():
+    assert parts([], sequential=True) == parts([], sequential=False) == []

@@ -100,6 +100,12 @@ def _sparsity(word: str | None, dtype: str) -> str | float | None:
         raise ConfigError(f'--sparsity {word}: expected "2:4", another "N:M", a share such as 0.5, or none.') from None
 
 
+def _bytes(gigabytes: float | None) -> int | None:
+    if gigabytes is not None and not 0 <= gigabytes < 1e9:
+        raise ConfigError(f"--memory-budget {gigabytes}: expected a number of GB.")
+    return None if gigabytes is None else int(gigabytes * 1e9)
+
+
 def _calibration(options: argparse.Namespace) -> Any:
     if options.calibration == "none":
         return None
@@ -146,8 +152,10 @@ def _build(options: argparse.Namespace, shared: Mapping[str, Any]) -> Mapping[st
     from .. import compiler
 
     work_dir = options.out.absolute().with_name(f".{options.out.name}.work")
-    if work_dir.exists() and not options.resume:
-        shutil.rmtree(work_dir)
+    if work_dir.exists():
+        # What a killed build leaves beside its layers is of no use; without --resume nothing of it is.
+        for stale in work_dir.glob("hwpq-build-*") if options.resume else [work_dir]:
+            shutil.rmtree(stale)
     model = compiler.build(
         options.model,
         options.target,
@@ -155,7 +163,7 @@ def _build(options: argparse.Namespace, shared: Mapping[str, Any]) -> Mapping[st
         threads=options.threads,
         work_dir=work_dir,
         resume=options.resume,
-        memory_budget=None if options.memory_budget is None else int(options.memory_budget * 1e9),
+        memory_budget=_bytes(options.memory_budget),
         debug_dump=options.debug_dump,
     )
     model.save(options.out)
