@@ -158,7 +158,7 @@ class _Block:
         self.most = scratch("most", (LANES,), "float32")
         self.search = None
         if self.searches:
-            self.search = ClipSearch(importance(s_row, columns, self.group), self.group, self.encoding.largest)
+            self.search = ClipSearch(importance(s_row, columns, self.group), self.group, self.encoding)
         pack = self._packer(packed, block)
         with loop("row", ROWS) as row:
             n = let("n", block * ROWS + row)

@@ -74,28 +74,29 @@ def bfloat16_above(value: Any) -> Any:
 
 
 def bfloat16_nearest(value: Any) -> Any:
-    """Bits (uint32, in the low half) of the nearest bfloat16 to a positive normal float32, half to even."""
+    """Bits (uint32, in the low half) of the nearest bfloat16 to a normal float32, half to even."""
     bits = T.reinterpret("uint32", value)
     return (bits + T.uint32(0x7FFF) + (bits >> T.uint32(16) & T.uint32(1))) >> T.uint32(16)
 
 
 def rounded(vector: Any) -> Any:
-    """Lanes of magnitudes below 2^22 rounded to integers (int32), half to even."""
+    """Lanes within +-2^22 rounded to integers (int32), half to even."""
     return T.reinterpret(type_of("int32"), vector + every(_ROUNDER)) - every(_ROUNDER_BITS, "int32")
 
 
 @dataclass(frozen=True, slots=True)
 class Integer:
-    """Integers in ``-largest .. largest``, stored with `bias` added."""
+    """Integers in ``lowest .. largest``, stored with `bias` added."""
 
     largest: float
     bias: int
+    lowest: float
     bits: int = 8
     scaled: bool = True
 
     def encode(self, x: Any) -> tuple[Any, Any]:
         """Encode scaled lanes: the codes (int32) and the values (float32) that they stand for."""
-        q = hold(rounded(T.max(T.min(x, every(self.largest)), every(-self.largest))))
+        q = hold(rounded(T.max(T.min(x, every(self.largest)), every(self.lowest))))
         return q + every(self.bias, "int32") if self.bias else q, T.Cast(type_of("float32"), q)
 
 
@@ -134,8 +135,8 @@ class Float:
 
 
 ENCODINGS: dict[str, Integer | Float] = {
-    "int8": Integer(INT8_LARGEST, 0),
-    "int4": Integer(7.0, 8),
+    "int8": Integer(INT8_LARGEST, 0, -INT8_LARGEST),
+    "int4": Integer(7.0, 8, -8.0),
     "float8": Float(448.0, 7, 3, 8, True),
     "float16": Float(65504.0, 15, 10, 16, False),
 }

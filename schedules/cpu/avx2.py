@@ -34,7 +34,7 @@ class _Sums:
     """Adds products to the sums of some tokens, 4 bytes of a vector to an output row.
 
     The unsigned operand of pmaddubsw is |w|, the signed one x with the sign of w. Two products of values in +-127 sum
-    to 32258 at most, which fits int16. Two of +-127 by +-7 sum to 1778, and the 16 such pairs of a tile to 28448: int4
+    to 32258 at most, which fits int16. Two of +-127 by -8 sum to 2032, and the 16 such pairs of a tile to 32512: int4
     is widened once at the end.
     """
 

@@ -1,4 +1,4 @@
-"""Two signed 4-bit values in a byte, each stored as `q + 8` with `q` in -7 .. 7."""
+"""Two signed 4-bit values in a byte, each stored as `q + 8` with `q` in -8 .. 7."""
 
 import numpy as np
 

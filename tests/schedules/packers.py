@@ -30,7 +30,7 @@ def pack_dense_int8(dense: np.ndarray, group_size: int | None = None) -> np.ndar
 
 
 def pack_dense_int4(dense: np.ndarray, group_size: int | None = None) -> np.ndarray:
-    """Pack an integer matrix `[N, K]` of values in -7 .. 7."""
+    """Pack an integer matrix `[N, K]` of values in -8 .. 7."""
     N, K = dense.shape
     packed = np.full(dense_int4.weight_shape(N, K, group_size), 0x88, np.uint8)
     for n, k in np.ndindex(N, K):
@@ -55,7 +55,7 @@ def pack_sparse24_int8(values: np.ndarray, indices: np.ndarray, group_size: int 
 
 
 def pack_sparse24_int4(values: np.ndarray, indices: np.ndarray, group_size: int | None = None) -> np.ndarray:
-    """Pack kept values in -7 .. 7 and their ascending indices, `[N, K/4, 2]` each."""
+    """Pack kept values in -8 .. 7 and their ascending indices, `[N, K/4, 2]` each."""
     bytes_of_8 = pack_sparse24_int8(values, indices, group_size)
     N, groups, _ = values.shape
     packed = np.zeros(sparse24_int4.weight_shape(N, groups * 4, group_size), np.uint8)

@@ -80,6 +80,7 @@ def random_weights(
     if weights.dtype not in ("float16", "float32"):
         size = (N, -(-K // weights.group_size)) if weights.group_size else (N,)
         scale = 2.0 ** rng.integers(-1, 2, size) if exact else 0.1 + rng.random(size)
+        scale *= rng.choice([-1, 1], size)
         if weights.group_size:
             scale = scale.astype(ml_dtypes.bfloat16).astype(np.float32)
         scale = scale.astype(np.float32)
@@ -94,7 +95,7 @@ def _stored(rng: np.random.Generator, dtype: str, N: int, K: int) -> np.ndarray:
     if dtype.startswith("float"):
         # Subnormals of float16 among them.
         return (rng.standard_normal((N, K)) * 10.0 ** rng.integers(-7, 2, (N, K))).astype(dtype)
-    largest = 127 if dtype == "int8" else 7
-    stored = rng.integers(-largest, largest + 1, (N, K), dtype=np.int8)
-    stored[0] = largest
+    lowest, largest = (-127, 127) if dtype == "int8" else (-8, 7)
+    stored = rng.integers(lowest, largest + 1, (N, K), dtype=np.int8)
+    stored[0] = lowest  # the most that sums have to hold
     return stored

@@ -15,6 +15,7 @@ from hwpq_tvm.schedules.layouts import packed as layouts
 from .. import packers, reference
 
 LARGEST = {"int8": 127, "int4": 7, "float8": 448}
+LOWEST = {"int8": -127, "int4": -8}
 F32 = np.float32
 
 
@@ -111,7 +112,7 @@ def codes(v: np.ndarray, dtype: str, scale: np.ndarray | None, group_size: int |
     x = v / each
     if dtype == "float8":
         return np.clip(x, -448, 448).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
-    return np.clip(np.rint(x), -LARGEST[dtype], LARGEST[dtype]).astype(np.int8)
+    return np.clip(np.rint(x), LOWEST[dtype], LARGEST[dtype]).astype(np.int8)
 
 
 def packed(name: str, group_size: int | None, v: np.ndarray, scale: np.ndarray | None = None) -> dict[str, np.ndarray]:

@@ -232,9 +232,10 @@ def searched(v: np.ndarray, s: np.ndarray, dtype: str, group_size: int) -> tuple
             continue
 
         def quantized(scale: float) -> np.ndarray:
-            return np.clip(np.rint(w / scale), -code, code)  # noqa: B023 (called at once)
+            return np.clip(np.rint(w / scale), reference.LOWEST[dtype], code)  # noqa: B023 (called at once)
 
-        tried = np.abs(w).max() / code * (1 - 0.4 / 15 * np.arange(16))
+        direction = -1 if dtype == "int4" and w.max() > -w.min() else 1
+        tried = direction * np.abs(w).max() / code * (1 - 0.4 / 15 * np.arange(16))
         losses = [(t * (w - scale * quantized(scale)) ** 2).sum() for scale in tried]
         q = quantized(tried[int(np.argmin(losses))])
         best[n, g] = np.float32((t * w * q).sum() / (t * q * q).sum()).astype(reference.ml_dtypes.bfloat16)
