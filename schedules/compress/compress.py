@@ -158,6 +158,7 @@ class _Block:
         self.most = scratch("most", (LANES,), "float32")
         self.search = None
         if self.searches:
+            assert isinstance(self.encoding, Integer)
             self.search = ClipSearch(importance(s_row, columns, self.group), self.group, self.encoding)
         pack = self._packer(packed, block)
         with loop("row", ROWS) as row:
