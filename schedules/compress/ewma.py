@@ -39,11 +39,13 @@ def kept_of_row(sparsity: float, K: int) -> int:
 def select_by_ewma(selection: Ewma, K: int, width: int) -> Callable[[Row, Row, Row], None]:
     """Keep ``u >= est + lam * dev``, with lam solved for each row so that its share of zeros is the one asked for.
 
-    u is brought to a maximum of 1. Over the chunks c of a row, ``est_c`` is the EWMA of the chunks' means of u up to
-    and with c, ``dev_c`` that of their mean absolute deviations from ``est_c``; weights of the averages sum to 1. The
-    number kept falls as lam grows: false position (Illinois), then bisection, until it is within `TOLERANCE` of the
-    target. Where no lam is (constant rows, dead inputs), what lies between the ends of the last bracket is kept by
-    lower index. Exact zeros are never kept before other weights.
+    u is brought to a maximum of 1. Over the chunks of a row, est is the EWMA of the chunks' means of u, dev that of
+    their mean absolute deviations from est as it was then; weights of the averages sum to 1. Both are taken at the end
+    of the row, so that one threshold holds for all of it: one that follows the chunks would keep too much where inputs
+    matter little (o_proj of SmolLM2 loses up to 15 % more then). The number kept falls as lam grows: false position
+    (Illinois), then bisection, until it is within `TOLERANCE` of the target. Where no lam is (constant rows, dead
+    inputs), what lies between the ends of the last bracket is kept by lower index. Exact zeros are never kept before
+    other weights.
 
     Parameters
     ----------
@@ -68,9 +70,9 @@ class _EwmaRow:
         self.tolerance = int(TOLERANCE * K)
         self.start = (NormalDist().inv_cdf((1 + sparsity) / 2) - _MEAN) / _DEVIATION
         self.u = scratch("u", (width,), "float32")
-        # Per chunk: averages, and the thresholds of the candidate and of both ends of the bracket.
+        # Averages, and the thresholds of the candidate and of both ends of the bracket.
         self.est, self.dev, self.threshold, self.low, self.high = (
-            scratch(name, (self.chunks,), "float32") for name in ("est", "dev", "threshold", "low", "high")
+            scratch(name, (1,), "float32") for name in ("est", "dev", "threshold", "low", "high")
         )
         # lam of the candidate and of the ends; kept less the target at the ends; sums and maxima in passing.
         self.lam, self.lam_low, self.lam_high, self.excess_low, self.excess_high, self.a, self.b, self.c = (
@@ -88,10 +90,9 @@ class _EwmaRow:
         """Emit the selection of one row."""
         self._contributions(w, f)
         store(self.kept_high, [0], 0)
-        with loop("chunk", self.chunks) as chunk:
-            store(self.low, [chunk], T.float32(0))
-            store(self.high, [chunk], T.float32(2))
-            store(self.threshold, [chunk], T.float32(0))
+        store(self.low, [0], T.float32(0))
+        store(self.high, [0], T.float32(2))
+        store(self.threshold, [0], T.float32(0))
         self._count()
         # Too few weights other than zero: all of them are kept.
         store(self.open, [0], T.Cast("int32", self.kept[0] > self.target))
@@ -100,7 +101,7 @@ class _EwmaRow:
                 self._averages()
                 self._solve()
             with otherwise():
-                self._take_threshold(self.high)
+                store(self.high, [0], self.threshold[0])
                 store(self.kept_high, [0], self.target)
         self._write(w, v)
 
@@ -128,7 +129,7 @@ class _EwmaRow:
         """Averages of the chunks, and the bracket that they make."""
         inner, padding = CHUNK // LANES, self.chunks * CHUNK - self.K
         # a and b: weighted sums of means and of deviations; c: sum of the weights.
-        for total in (self.a, self.b, self.c, self.lam_low, self.lam_high):
+        for total in (self.a, self.b, self.c):
             store(total, [0], T.float32(0))
         keep = T.float32(1 - ALPHA)
         with loop("chunk", self.chunks) as chunk:
@@ -139,15 +140,14 @@ class _EwmaRow:
             mean = lane_sum(hold(sum(values[1:], values[0])), LANES, bind) / size
             store(self.c, [0], self.c[0] * keep + T.float32(ALPHA))
             store(self.a, [0], self.a[0] * keep + mean * T.float32(ALPHA))
-            store(self.est, [chunk], self.a[0] / self.c[0])
-            deviations = [magnitude(value - every(self.est[chunk])) for value in values]
+            store(self.est, [0], self.a[0] / self.c[0])
+            deviations = [magnitude(value - every(self.est[0])) for value in values]
             total = lane_sum(hold(sum(deviations[1:], deviations[0])), LANES, bind)
-            deviation = T.max(total - beyond * self.est[chunk], T.float32(0)) / size
+            deviation = T.max(total - beyond * self.est[0], T.float32(0)) / size
             store(self.b, [0], self.b[0] * keep + deviation * T.float32(ALPHA))
-            store(self.dev, [chunk], T.max(self.b[0] / self.c[0], T.float32(_SMALLEST_DEVIATION)))
-            below, above = -self.est[chunk] / self.dev[chunk], (T.float32(1) - self.est[chunk]) / self.dev[chunk]
-            store(self.lam_low, [0], T.min(self.lam_low[0], below))
-            store(self.lam_high, [0], T.max(self.lam_high[0], above))
+        store(self.dev, [0], T.max(self.b[0] / self.c[0], T.float32(_SMALLEST_DEVIATION)))
+        store(self.lam_low, [0], -self.est[0] / self.dev[0])
+        store(self.lam_high, [0], (T.float32(1) - self.est[0]) / self.dev[0])
 
     def _solve(self) -> None:
         store(self.excess_low, [0], T.Cast("float32", self.kept[0] - self.target))
@@ -155,14 +155,12 @@ class _EwmaRow:
         store(self.lam, [0], T.max(T.min(T.float32(self.start), self.lam_high[0]), self.lam_low[0]))
         store(self.moved, [0], 0)
         with loop("pass", PASSES) as step, when(self.open[0] > 0):
-            with loop("chunk", self.chunks) as chunk:
-                threshold = self.est[chunk] + self.lam[0] * self.dev[chunk]
-                store(self.threshold, [chunk], T.max(threshold, T.float32(0)))
+            store(self.threshold, [0], T.max(self.est[0] + self.lam[0] * self.dev[0], T.float32(0)))
             self._count()
             excess = self.kept[0] - self.target
             with T.If(T.And(excess <= self.tolerance, excess >= -self.tolerance)):
                 with then():
-                    self._take_threshold(self.high)
+                    store(self.high, [0], self.threshold[0])
                     # Nothing is left to be kept by index.
                     store(self.kept_high, [0], self.target)
                     store(self.open, [0], 0)
@@ -180,9 +178,9 @@ class _EwmaRow:
             (-1, self.high, self.lam_high, self.excess_high, self.excess_low),
         )
         with T.If(self.kept[0] > self.target):
-            for (side, thresholds, lam, excess, other), branch in zip(ends, (then, otherwise), strict=True):
+            for (side, threshold, lam, excess, other), branch in zip(ends, (then, otherwise), strict=True):
                 with branch():
-                    self._take_threshold(thresholds)
+                    store(threshold, [0], self.threshold[0])
                     store(lam, [0], self.lam[0])
                     store(excess, [0], T.Cast("float32", self.kept[0] - self.target))
                     with when(self.moved[0] == side):
@@ -191,17 +189,13 @@ class _EwmaRow:
                     if side < 0:
                         store(self.kept_high, [0], self.kept[0])
 
-    def _take_threshold(self, thresholds: Any) -> None:
-        with loop("chunk", self.chunks) as chunk:
-            store(thresholds, [chunk], self.threshold[chunk])
-
     def _count(self) -> None:
         """Count what the candidate keeps; padding is -1 and never kept."""
         store(self.counts, [T.Ramp(0, 1, LANES)], every(0, "int32"))
         with loop("chunk", self.chunks) as chunk:
             found = load(self.counts, 0)
             for i in range(CHUNK // LANES):
-                found = found + count(load(self.u, chunk * CHUNK + i * LANES) >= every(self.threshold[chunk]))
+                found = found + count(load(self.u, chunk * CHUNK + i * LANES) >= every(self.threshold[0]))
             put(self.counts, 0, value=found)
         store(self.kept, [0], lane_sum(load(self.counts, 0), LANES, bind))
 
@@ -209,11 +203,10 @@ class _EwmaRow:
         with loop("chunk", self.chunks) as chunk:
             for i in range(CHUNK // LANES):
                 k = chunk * CHUNK + i * LANES
-                kept = load(self.u, k) >= every(self.high[chunk])
+                kept = load(self.u, k) >= every(self.high[0])
                 put(v, k, value=T.Select(kept, load(w, k), every(0.0)))
         with when(self.kept_high[0] < self.target), loop("k", self.K) as k:
-            chunk = k // CHUNK
-            between = T.And(self.u[k] >= self.low[chunk], self.u[k] < self.high[chunk])
+            between = T.And(self.u[k] >= self.low[0], self.u[k] < self.high[0])
             with when(T.And(between, self.kept_high[0] < self.target)):
                 store(v, [k], w[k])
                 store(self.kept_high, [0], self.kept_high[0] + 1)
