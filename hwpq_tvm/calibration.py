@@ -24,6 +24,7 @@ from .relax_passes.observe_inputs import OBSERVE, ObserveInputs
 from .relax_passes.pipeline import compile_module
 from .runtime.tvm_runtime import VirtualMachine, as_array, as_tensor, use_threads
 from .targets import host_target
+from .vm_callbacks import own_errors
 
 __all__ = ["Calibration", "CalibrationWindows", "Observation", "calibration_windows", "gram_passes", "observe"]
 
@@ -159,12 +160,8 @@ def _add_up(
     past = as_tensor(np.zeros(imported.metadata.max_batch, np.int32))
     for number, ids in enumerate(track(windows.ids, "calibrate", progress)):
         inputs = [as_tensor(ids[None]), as_tensor(np.arange(len(ids))), past, cache]
-        try:
-            run(*inputs, *(as_tensor(total) for total in totals.values()), weights)
-        except RuntimeError:
-            if weights.error is not None:
-                raise weights.error from None
-            raise
+        with own_errors() as noting:
+            run(*inputs, *(as_tensor(total) for total in totals.values()), noting(weights))
         if broken := [layers[key] for key, total in totals.items() if not _is_finite(total)]:
             _raise_not_finite(broken[0], number, windows.source, weights)
     return totals

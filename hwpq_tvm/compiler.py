@@ -1,11 +1,9 @@
 """`build`: a model in, a compiled model out. The phases stand below one after the other."""
 
-import hashlib
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,17 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from .calibration import Calibration, CalibrationWindows, calibration_windows
+from .calibration import Calibration, calibration_windows
 from .config import HWPQConfig
 from .errors import ConfigError, ImportModelError
-from .finished_layers import FinishedLayers
+from .finished_layers import FinishedLayers, fingerprint
 from .importers import ImportedModel, import_model
 from .layer_report import build_report, plan_report
 from .memory import default_memory_budget
 from .relax_passes.compress_linears import CompressLinears
 from .relax_passes.packing import packing_groups
 from .relax_passes.pipeline import Dump, compile_module, no_dump
-from .relax_passes.plan import LinearGroup, make_plan
+from .relax_passes.plan import make_plan
 from .runtime.compiled_model import CompiledModel
 from .runtime.manifest import EntrySpec, GenerationSpec, Manifest, TensorSpec
 from .stages import compress_model
@@ -116,7 +114,8 @@ def build(
         windows = calibration_windows(calibration, imported) if calibrates else None
         groups = packing_groups(planned)
         folder = None if work_dir is None else _folder(work_dir, "work_dir")
-        finished = FinishedLayers(folder, _fingerprint(imported, groups, windows), resume=resume)
+        depends_on = fingerprint(imported, groups, windows) if folder else {}
+        finished = FinishedLayers(folder, depends_on, resume=resume)
 
     # 3 and 4. calibrate on the host, and compress: as the module `transform_params`, run layer by layer.
     calibrated = compress_model(
@@ -209,30 +208,6 @@ def _dump_to(folder: "str | Path | None") -> Dump:
         (path / f"{count:02d}_{phase}.py").write_text(mod.script(), encoding="utf-8")
 
     return dump
-
-
-def _fingerprint(
-    imported: ImportedModel, groups: Sequence[LinearGroup], windows: CalibrationWindows | None
-) -> dict[str, Any]:
-    """What the compressed layers depend on: a build goes on with layers of the same only."""
-    metadata = imported.metadata
-    layers = [linear for group in groups for linear in group.members]
-    source = Path(metadata.source)
-    files = sorted(source.iterdir()) if source.is_dir() else [source] if source.is_file() else []
-    # A live model has no files: a sample of its weights has to do.
-    sample = min(layers, key=lambda linear: linear.N * linear.K).weight if layers else None
-    content = imported.parameters.load(sample).tobytes() if sample else b""
-    return {
-        "model": [
-            metadata.architecture,
-            metadata.source,
-            [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
-            hashlib.sha256(content).hexdigest(),
-        ],
-        "configuration": [(linear.weight, asdict(linear.scheme), linear.format.label) for linear in layers],
-        "calibration": None if windows is None else [ids.tolist() for ids in windows.ids],
-        "version of hwpq_tvm": version("hwpq-tvm"),
-    }
 
 
 def _weights(

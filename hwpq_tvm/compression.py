@@ -3,7 +3,7 @@
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from .relax_passes.transform_params import OUTPUT_ERROR, STATISTICS, TRANSFORM, 
 from .runtime.tvm_runtime import VirtualMachine, as_array, as_tensor, use_threads
 from .schedules.compress.quantization import LARGEST, NON_FINITE
 from .targets import host_target
+from .vm_callbacks import own_errors
+
+__all__ = ["OUTPUT_ERROR", "SECONDS", "STATISTICS", "compress_groups"]
 
 SECONDS = ".seconds"
 
@@ -72,36 +75,19 @@ def compress_groups(
         sink = _Outputs(groups, finished, lambda: shown.advance(shown.task_ids[0]))
         # The names are this call's own: two builds in one process don't get each other's weights.
         get_name, put_name = (f"hwpq.{uuid.uuid4().hex}.{what}" for what in ("get", "put"))
-        failures: list[BaseException] = []
-        get = _noting(failures, lambda index: as_tensor(source.get(*inputs[index])))
-        put = _noting(failures, lambda index, value: sink.put(outputs[index], as_array(value)))
-        tvm.register_global_func(get_name, get)
-        tvm.register_global_func(put_name, put)
-        try:
-            _run(mod, (get_name, put_name), sink, dump)
-        except RuntimeError as error:
-            raise (failures[0] if failures else error) from None
-        finally:
-            tvm_ffi.remove_global_func(get_name)
-            tvm_ffi.remove_global_func(put_name)
+        with own_errors() as noting:
+            tvm.register_global_func(get_name, noting(lambda index: as_tensor(source.get(*inputs[index]))))
+            tvm.register_global_func(put_name, noting(lambda index, value: sink.put(outputs[index], as_array(value))))
+            try:
+                _run(mod, (get_name, put_name), sink, dump)
+            finally:
+                tvm_ffi.remove_global_func(get_name)
+                tvm_ffi.remove_global_func(put_name)
     if sink.damaged:
         raise ImportModelError(
             f"{', '.join(sink.damaged)}: weights that are infinite or not a number; the checkpoint is damaged, fetch "
             "or train it again."
         )
-
-
-def _noting(failures: list[BaseException], function: Callable[..., Any]) -> Callable[..., Any]:
-    """Note what a function raises: the virtual machine hands every exception on as a RuntimeError."""
-
-    def call(*args: Any) -> Any:
-        try:
-            return function(*args)
-        except BaseException as error:
-            failures.append(error)
-            raise
-
-    return call
 
 
 def _run(mod: tvm.IRModule, lazy: tuple[str, str], sink: "_Outputs", dump: Dump) -> None:
@@ -139,11 +125,7 @@ class _Inputs:
         if name in self._gram_names:
             gram = self._grams[name]
             mean = float(gram.diagonal().mean(dtype=np.float64))
-            return (
-                (gram / np.float32(mean)).astype(np.float32, copy=False)
-                if mean > 0
-                else np.eye(*shape, dtype=np.float32)
-            )
+            return gram / np.float32(mean) if mean > 0 else np.eye(*shape, dtype=np.float32)
         return self._parameters.load(name)
 
 
@@ -183,6 +165,3 @@ def _result_names(group: LinearGroup) -> list[str]:
     """Names of everything that the transformation makes of a group."""
     errors = [linear.name + OUTPUT_ERROR for linear in group.members if linear.needs_gram]
     return [*packed_types(group), *errors, *(linear.name + STATISTICS for linear in group.members)]
-
-
-__all__ = ["OUTPUT_ERROR", "SECONDS", "STATISTICS", "compress_groups"]

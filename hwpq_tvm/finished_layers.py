@@ -6,6 +6,8 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from .calibration_text import CalibrationWindows
 from .errors import ConfigError
-from .importers import ParameterSource
+from .importers import ImportedModel
 from .relax_passes.packing import packed_name, packed_types
 from .relax_passes.plan import LinearGroup
 from .runtime.tensor_file import write_tensors
@@ -30,8 +33,8 @@ class FinishedLayers:
     work_dir
         Folder that keeps each group as soon as it is whole; None keeps nothing on disk.
     fingerprint
-        What the layers depend on (model, configuration, calibration), by name: a build goes on only where all of it is
-        the same.
+        What the layers depend on, see `fingerprint`: a build goes on only where all of it is the same. Not looked at
+        without a folder.
     resume
         Whether to take up what `work_dir` holds; otherwise that is removed.
 
@@ -114,44 +117,38 @@ class FinishedLayers:
         return arrays if all(n in arrays and arrays[n].shape == shape for n, shape in expected.items()) else None
 
 
-class CompressedSource:
-    """Weights of a model with the layers that are finished replaced by what their packed form stands for.
+def fingerprint(
+    imported: ImportedModel, groups: Sequence[LinearGroup], windows: CalibrationWindows | None
+) -> dict[str, Any]:
+    """What the compressed layers of a model depend on, by name.
 
     Parameters
     ----------
-    source
-        The float model's weights.
+    imported
+        The float model.
     groups
-        The groups to replace.
-    finished
-        Has all of them.
+        Its packed groups, with their schemes.
+    windows
+        What it is calibrated on; None where nothing is.
     """
-
-    def __init__(self, source: ParameterSource, groups: Sequence[LinearGroup], finished: FinishedLayers) -> None:
-        self._source, self._finished = source, finished
-        self._groups = {linear.weight: group for group in groups for linear in group.members}
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a weight."""
-        return self._source.shape(name)
-
-    def load(self, name: str) -> np.ndarray:
-        """Read one weight as float32."""
-        group = self._groups.get(name)
-        arrays = self._finished.of(group) if group else None
-        if group is None or arrays is None:
-            return self._source.load(name)
-        first: dict[str, int] = {}
-        for linear in group.members:
-            parts = linear.format.packed(linear.N, linear.K)
-            found = {}
-            for part, (shape, _) in parts.items():
-                start = first.get(part, 0)
-                first[part] = start + shape[0]
-                found[part] = arrays[f"{packed_name(group)}.{part}"][start : start + shape[0]]
-            if linear.weight == name:
-                return linear.format.dequantize(found, linear.N, linear.K)
-        raise AssertionError(name)
+    metadata = imported.metadata
+    layers = [linear for group in groups for linear in group.members]
+    source = Path(metadata.source)
+    files = sorted(source.iterdir()) if source.is_dir() else [source] if source.is_file() else []
+    # A live model has no files: a sample of its weights has to do.
+    sample = min(layers, key=lambda linear: linear.N * linear.K).weight if layers else None
+    content = imported.parameters.load(sample).tobytes() if sample else b""
+    return {
+        "model": [
+            metadata.architecture,
+            metadata.source,
+            [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+            hashlib.sha256(content).hexdigest(),
+        ],
+        "configuration": [(linear.weight, asdict(linear.scheme), linear.format.label) for linear in layers],
+        "calibration": None if windows is None else [ids.tolist() for ids in windows.ids],
+        "version of hwpq_tvm": version("hwpq-tvm"),
+    }
 
 
 def _digest(value: Any) -> str:

@@ -137,7 +137,7 @@ def _warnings(plan: Plan) -> list[str]:
 
 def _damage(plan: Plan, statistics: Mapping[str, LayerStatistics], *, calibrated: bool) -> list[str]:
     """Say in plain words when the errors of the layers mean a damaged model, and what would cost less."""
-    errors = [each.relative_error for each in statistics.values() if each.relative_error is not None]
+    errors = [each.relative_error for each in statistics.values()]
     damaged = [error for error in errors if error > DAMAGING_ERROR]
     if not damaged:
         return []

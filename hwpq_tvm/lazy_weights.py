@@ -23,8 +23,6 @@ class LazyWeights:
     ----------
     asked
         Names of the weights that were asked for, in order.
-    error
-        What went wrong with one; the virtual machine hands exceptions on as RuntimeErrors.
     """
 
     def __init__(self, parameters: ParameterSource, budget: int) -> None:
@@ -32,18 +30,13 @@ class LazyWeights:
         self._left = budget
         self._resident: dict[str, Any] = {}
         self.asked: dict[str, None] = {}
-        self.error: BaseException | None = None
 
     def __call__(self, index: int, name: str) -> Any:
         """Give a weight by its name, as a TVM tensor."""
         if name in self._resident:
             return self._resident[name]
         self.asked[name] = None
-        try:
-            array = self._parameters.load(name)
-        except BaseException as error:
-            self.error = error
-            raise
+        array = self._parameters.load(name)
         tensor = as_tensor(array)
         if array.nbytes <= self._left:
             self._left -= array.nbytes

@@ -86,10 +86,12 @@ class LayerScheme:
         self._check_group_size()
 
     def _check_sparsity(self) -> None:
-        unstructured = isinstance(self.sparsity, float)
-        if isinstance(self.sparsity, float) and not 0 < self.sparsity < 1:
-            raise ConfigError(f"sparsity={self.sparsity}: expected a share between 0 and 1, or None for dense.")
-        if not (unstructured or self.sparsity is None or self.kept_of_group):
+        rules: tuple[SelectionRule, ...] = ("rank",)
+        if isinstance(self.sparsity, float):
+            rules = ("ewma", "ewma_sequential")
+            if not 0 < self.sparsity < 1:
+                raise ConfigError(f"sparsity={self.sparsity}: expected a share between 0 and 1, or None for dense.")
+        elif self.sparsity is not None and not self.kept_of_group:
             raise ConfigError(
                 f'sparsity={self.sparsity!r}: expected "2:4", another "N:M" with 0 < N < M <= 64, a number such as '
                 "0.5, or None."
@@ -99,8 +101,7 @@ class LayerScheme:
                 f'sparsity={self.sparsity!r} with dtype="float32": float32 leaves weights as they are; use '
                 'dtype="float16" or an integer type, or sparsity=None.'
             )
-        rules: tuple[SelectionRule, ...] = ("ewma", "ewma_sequential") if unstructured else ("rank",)
-        one_of("selection", self.selection, (None, "rank", "ewma", "ewma_sequential"))
+        one_of("selection", self.selection, (None, *get_args(SelectionRule)))
         if self.sparsity is not None:
             one_of(f"sparsity={self.sparsity!r} with selection", self.selection, (*rules, None))
         if not isinstance(self.ewma_multiplier, int | float) or not abs(self.ewma_multiplier) < 1e6:

@@ -8,8 +8,9 @@ from typing import Protocol
 import numpy as np
 
 from .calibration import CalibrationWindows, Observation, gram_passes, observe
+from .compressed_source import CompressedSource
 from .compression import compress_groups
-from .finished_layers import CompressedSource, FinishedLayers
+from .finished_layers import FinishedLayers
 from .importers import ImportedModel, ParameterSource
 from .relax_passes.packing import input_gram_name, input_squares_name
 from .relax_passes.pipeline import Dump

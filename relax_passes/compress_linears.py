@@ -8,10 +8,10 @@ from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from hwpq_tvm.schedules.activations import quantize_activations
-from hwpq_tvm.schedules.kernel_attr import kernel_name
 from hwpq_tvm.schedules.layouts.tiles import activation_columns, padded_rows
 from hwpq_tvm.schedules.lead import row_count
 
+from .kernel_calls import call_kernel, extents
 from .linears import EmbeddingCall, LinearCall, find_embeddings, find_linears
 from .packing import PackedGroup, packed_group, packing_groups
 from .plan import Plan
@@ -40,35 +40,33 @@ class _UsePacked(PyExprMutator):
             return
         self.set_var_remap(binding.var, result)
 
-    def _emit(self, func: tirx.PrimFunc, args: list[relax.Expr], out: list[relax.TensorType]) -> relax.Var:
-        gvar = self.builder_.add_func(func, kernel_name(func))
-        return self.builder_.emit(relax.call_tir(gvar, relax.Tuple(args), out[0] if len(out) == 1 else out))
+    def _product(self, func: tirx.PrimFunc, args: list[relax.Expr], shape: list[relax.Expr]) -> relax.Var:
+        """Call a kernel with one float32 output."""
+        return call_kernel(self.builder_, func, args, [relax.TensorType(shape, "float32")])[0]
 
     def _quantize(self, activation: relax.Expr) -> list[relax.Expr]:
         """Quantize an activation once, however many kernels read it."""
         if activation not in self.quantized:
             *lead, k = activation.ty.shape.values
-            func = quantize_activations(_extents(lead), int(k))
+            func = quantize_activations(extents(lead), int(k))
             rows = padded_rows(row_count([int(dim) if isinstance(dim, tirx.IntImm) else dim for dim in lead]))
             columns = activation_columns(int(k))
             out = [relax.TensorType([rows, columns], "int8"), relax.TensorType([rows], "float32")]
-            pair = self._emit(func, [activation], out)
-            self.quantized[activation] = [self.builder_.emit(relax.TupleGetItem(pair, i)) for i in range(2)]
+            self.quantized[activation] = call_kernel(self.builder_, func, [activation], out)
         return self.quantized[activation]
 
     def _linear(self, call: LinearCall) -> relax.Var:
         activation, plan = self.visit_expr(call.activation), self.plans[call.weight.name]
         lead = activation.ty.shape.values[:-1]
         if not plan.format.packs:
-            func = plan.format.linear(_extents(lead), plan.N, plan.K)
-            return self._emit(func, [activation, call.weight], [relax.TensorType([*lead, plan.N], "float32")])
+            func = plan.format.linear(extents(lead), plan.N, plan.K)
+            return self._product(func, [activation, call.weight], [*lead, plan.N])
         packed = self.packed[plan.weight]
         key = (activation, id(packed))
         if key not in self.products:
-            func = plan.format.linear(_extents(lead), packed.rows, plan.K)
+            func = plan.format.linear(extents(lead), packed.rows, plan.K)
             inputs = self._quantize(activation) if plan.format.activation_dtype == "int8" else [activation]
-            product_type = relax.TensorType([*lead, packed.rows], "float32")
-            self.products[key] = self._emit(func, [*inputs, *packed.variables], [product_type])
+            self.products[key] = self._product(func, [*inputs, *packed.variables], [*lead, packed.rows])
         product, first = self.products[key], packed.first_row[plan.weight]
         if packed.rows == plan.N:
             return product
@@ -77,15 +75,10 @@ class _UsePacked(PyExprMutator):
     def _embedding(self, call: EmbeddingCall) -> relax.Var:
         ids, plan = self.visit_expr(call.ids), self.plans[call.weight.name]
         lead = ids.ty.shape.values
-        func = plan.format.embedding(_extents(lead), plan.N, plan.K)
+        func = plan.format.embedding(extents(lead), plan.N, plan.K)
         args = [ids, *self.packed[plan.weight].variables]
-        rows = self._emit(func, args, [relax.TensorType([*lead, plan.K], "float32")])
+        rows = self._product(func, args, [*lead, plan.K])
         return self.builder_.emit(relax.op.reshape(rows, call.output.ty.shape))
-
-
-def _extents(lead: list[relax.Expr]) -> list[int | str]:
-    """Leading dimensions as kernel builders take them: symbolic ones by name."""
-    return [int(dim) if isinstance(dim, tirx.IntImm) else dim.name for dim in lead]
 
 
 @tvm.transform.module_pass(opt_level=0, name="CompressLinears")

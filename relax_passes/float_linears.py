@@ -1,12 +1,12 @@
 """Replaces linears by the float32 kernel, weights as they are: TVM's stock matrix product would take minutes."""
 
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from hwpq_tvm.schedules.kernel_attr import kernel_name
 from hwpq_tvm.schedules.registry import weight_format
 
+from .kernel_calls import call_kernel, extents
 from .linears import find_linears
 
 
@@ -26,13 +26,10 @@ class _UseFloatKernels(PyExprMutator):
             return
         activation, (N, K) = self.visit_expr(call.activation), call.shape
         lead = activation.ty.shape.values[:-1]
-        func = self.format.linear([int(dim) if isinstance(dim, tirx.IntImm) else dim.name for dim in lead], N, K)
-        product = relax.call_tir(
-            self.builder_.add_func(func, kernel_name(func)),
-            relax.Tuple([activation, call.weight]),
-            relax.TensorType([*lead, N], "float32"),
-        )
-        self.set_var_remap(binding.var, self.builder_.emit(product))
+        func = self.format.linear(extents(lead), N, K)
+        out = [relax.TensorType([*lead, N], "float32")]
+        (product,) = call_kernel(self.builder_, func, [activation, call.weight], out)
+        self.set_var_remap(binding.var, product)
 
 
 @tvm.transform.module_pass(opt_level=0, name="FloatLinears")

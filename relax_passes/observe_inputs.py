@@ -9,6 +9,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from hwpq_tvm.schedules.gram import gram, input_squares
 
+from .kernel_calls import extents
 from .linears import OUTPUT_NAMES, find_linears
 
 OBSERVE = "observe"
@@ -46,7 +47,7 @@ class _Observer(PyExprMutator):
             *lead, k = x.ty.shape.values
             if key[0] is gram:
                 x = self.builder_.emit(self._unit_tokens(x))
-            func = key[0]([int(dim) if isinstance(dim, tirx.IntImm) else dim.name for dim in lead], int(k))
+            func = key[0](extents(lead), int(k))
             gvar = self.builder_.add_func(func, f"{key[0].__name__}_{int(k)}")
             call = relax.op.call_tir_inplace(gvar, [x, total], [1], out_ty=total.ty)
             self.totals[key] = self.builder_.emit_output(call)

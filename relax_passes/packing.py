@@ -1,11 +1,13 @@
 """Packed parameters of a plan: which there are, what they are called, and what is inside."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from tvm import relax
 
 from .linears import layer_name
-from .plan import LinearGroup, Plan
+from .plan import LinearGroup, LinearPlan, Plan
 
 
 def packed_name(group: LinearGroup) -> str:
@@ -43,6 +45,20 @@ def packed_types(group: LinearGroup) -> dict[str, relax.TensorType]:
         blocks = sum(packed[part][0][0] for packed in parts)
         types[f"{packed_name(group)}.{part}"] = relax.TensorType([blocks, *shape[1:]], dtype)
     return types
+
+
+def member_parts(
+    group: LinearGroup, arrays: Mapping[str, np.ndarray]
+) -> Iterator[tuple[LinearPlan, dict[str, np.ndarray]]]:
+    """Cut the packed parameters of a group, by their full names, into those of its members: part -> array."""
+    starts: dict[str, int] = {}
+    for linear in group.members:
+        parts = {}
+        for part, (shape, _) in linear.format.packed(linear.N, linear.K).items():
+            start = starts.get(part, 0)
+            starts[part] = start + shape[0]
+            parts[part] = arrays[f"{packed_name(group)}.{part}"][start : starts[part]]
+        yield linear, parts
 
 
 @dataclass(frozen=True)

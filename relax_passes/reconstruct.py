@@ -9,13 +9,14 @@ Jacobi preconditioner `1 / (diag G + lam)` keep every step finite.
 from collections.abc import Sequence
 
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 
 from hwpq_tvm.schedules.compress.reconstruction import cg_start, cg_step, normalize_rows, regrow
 from hwpq_tvm.schedules.compress.select import select
 from hwpq_tvm.schedules.compress.selection import Selection
-from hwpq_tvm.schedules.kernel_attr import kernel_name
 from hwpq_tvm.schedules.linear_float32 import linear_float32
+
+from .kernel_calls import call_kernel
 
 LAMBDA = 0.01
 CG_STEPS = 16  # on held-out text 2 % less error of the outputs than 8, and 40 are hardly better
@@ -90,7 +91,7 @@ class _Rows:
         self.N, self.K = (int(size) for size in W.ty.shape.values)
         self.matrix, self.column = W.ty, relax.TensorType([self.N], "float32")
         self.selection = selection
-        self.W, self.scale = self._call(normalize_rows(self.N, self.K), [W], [self.matrix, self.column])
+        self.W, self.scale = call_kernel(self.builder, normalize_rows(self.N, self.K), [W], [self.matrix, self.column])
         self.d = builder.emit(s + relax.const(LAMBDA, "float32"))
 
     def run(self, method: str) -> relax.Expr:
@@ -102,32 +103,27 @@ class _Rows:
             root = self.builder.emit(relax.op.sqrt(self.d))
             for steps in IHT_STEPS:
                 args = [self.W, V, self._times_gram(self.W - V), self.d]
-                (candidates,) = self._call(regrow(self.N, self.K, LAMBDA), args, [self.matrix])
+                (candidates,) = call_kernel(self.builder, regrow(self.N, self.K, LAMBDA), args, [self.matrix])
                 V = self._conjugate_gradients(self._select(candidates, root), steps)
         return V * relax.op.expand_dims(self.scale, 1)
 
-    def _call(self, func: tirx.PrimFunc, args: list[relax.Expr], out: list[relax.TensorType]) -> list[relax.Var]:
-        gvar = self.builder.add_func(func, kernel_name(func))
-        result = self.builder.emit(relax.call_tir(gvar, relax.Tuple(args), out if len(out) > 1 else out[0]))
-        if len(out) == 1:
-            return [result]
-        return [self.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(out))]
-
     def _select(self, values: relax.Var, factors: relax.Var) -> relax.Var:
-        return self._call(select(self.selection, self.N, self.K), [values, factors], [self.matrix])[0]
+        return call_kernel(self.builder, select(self.selection, self.N, self.K), [values, factors], [self.matrix])[0]
 
     def _times_gram(self, rows: relax.Expr) -> relax.Var:
         """`rows G`; G is its own transpose."""
         func = linear_float32((self.N,), self.K, self.K)
-        return self._call(func, [self.builder.emit(rows), self.G], [self.matrix])[0]
+        return call_kernel(self.builder, func, [self.builder.emit(rows), self.G], [self.matrix])[0]
 
     def _conjugate_gradients(self, V: relax.Var, steps: int) -> relax.Var:
         """Adjust V where it is not zero."""
         kept = V
         args = [self.W, V, self._times_gram(self.W - V), self.d]
         out = [self.matrix, self.matrix, self.column]
-        residual, direction, energy = self._call(cg_start(self.N, self.K, LAMBDA), args, out)
+        residual, direction, energy = call_kernel(self.builder, cg_start(self.N, self.K, LAMBDA), args, out)
         for _ in range(steps):
             args = [kept, V, residual, direction, energy, self._times_gram(direction), self.d]
-            V, residual, direction, energy = self._call(cg_step(self.N, self.K, LAMBDA), args, [self.matrix, *out])
+            V, residual, direction, energy = call_kernel(
+                self.builder, cg_step(self.N, self.K, LAMBDA), args, [self.matrix, *out]
+            )
         return V

@@ -9,13 +9,14 @@ it can't lift.
 from collections.abc import Sequence
 
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 
 from hwpq_tvm.schedules.compress.contribution import contribution_factors
 from hwpq_tvm.schedules.compress.quantization import STATISTICS as STATISTICS_COLUMNS
-from hwpq_tvm.schedules.kernel_attr import kernel_name
+from hwpq_tvm.schedules.compress.reconstruction import normalize_rows
 from hwpq_tvm.schedules.linear_float32 import linear_float32
 
+from .kernel_calls import call_kernel
 from .linears import OUTPUT_NAMES
 from .packing import input_gram_name, input_squares_name, packed_types
 from .plan import LinearGroup, LinearPlan
@@ -88,13 +89,6 @@ class _Transform:
             self.reconstructions[key] = reconstruct(self.builder, linear.N, linear.K, method, linear.selection)
         return self.reconstructions[key]
 
-    def _call(self, func: tirx.PrimFunc, args: list[relax.Expr], out: list[relax.TensorType]) -> list[relax.Var]:
-        gvar = self.builder.add_func(func, kernel_name(func))
-        result = self.builder.emit(relax.call_tir(gvar, relax.Tuple(args), out if len(out) > 1 else out[0]))
-        if len(out) == 1:
-            return [result]
-        return [self.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(out))]
-
     def _group(self, group: LinearGroup) -> None:
         parts: list[list[relax.Expr]] = []
         for linear in group.members:
@@ -112,12 +106,12 @@ class _Transform:
         clip_search = linear.scheme.clip_search
         if not linear.needs_gram:
             func = linear.format.compress(N, K, selection=linear.selection, clip_search=clip_search)
-            *packed, statistics = self._call(func, [W, factors, squares], out)
+            *packed, statistics = call_kernel(self.builder, func, [W, factors, squares], out)
         else:
             G = self.inputs[input_gram_name(group)]
             V = self.builder.emit(relax.Call(self._reconstruction(linear), [W, factors, squares, G]))
             func = linear.format.compress(N, K, selection=None, clip_search=clip_search, reconstructed=True)
-            *packed, statistics, stored = self._call(func, [W, V, factors, squares], [*out, W.ty])
+            *packed, statistics, stored = call_kernel(self.builder, func, [W, V, factors, squares], [*out, W.ty])
             self._output(linear.name + OUTPUT_ERROR, self._output_error(W, stored, G))
         self._output(linear.name + STATISTICS, statistics)
         return packed
@@ -126,17 +120,16 @@ class _Transform:
         key = (squares.name, metric)
         if key not in self.factors:
             func = contribution_factors(metric, K)
-            (self.factors[key],) = self._call(func, [squares], [relax.TensorType([K], "float32")])
+            (self.factors[key],) = call_kernel(self.builder, func, [squares], [relax.TensorType([K], "float32")])
         return self.factors[key]
 
     def _output_error(self, W: relax.Var, stored: relax.Var, G: relax.Var) -> relax.Expr:
         """Per row `(W-D) G (W-D)^T` and `W G W^T` for what is stored, D."""
         N, K = (int(size) for size in W.ty.shape.values)
-        zero, one = relax.const(0.0, "float32"), relax.const(1.0, "float32")
-        largest = relax.op.max(relax.op.abs(W), axis=1, keepdims=True)
-        scale = self.builder.emit(relax.op.where(relax.op.greater(largest, zero), largest, one))
+        rows, scale = call_kernel(self.builder, normalize_rows(N, K), [W], [W.ty, relax.TensorType([N], "float32")])
+        lost = self.builder.emit(rows - stored / relax.op.expand_dims(scale, 1))
         columns = []
-        for rows in (self.builder.emit((W - stored) / scale), self.builder.emit(W / scale)):
-            (image,) = self._call(linear_float32((N,), K, K), [rows, G], [W.ty])
-            columns.append(relax.op.sum(image * rows, axis=1, keepdims=True))
+        for each in (lost, rows):
+            (image,) = call_kernel(self.builder, linear_float32((N,), K, K), [each, G], [W.ty])
+            columns.append(relax.op.sum(image * each, axis=1, keepdims=True))
         return relax.op.concat(columns, axis=1)

@@ -104,9 +104,8 @@ _OTHER_KERNELS: dict[str, ScheduleFunction] = {
     "kv_cache_update": attention.schedule,
     "quantize_activations": rows.quantize_activations,
     "embedding": rows.embedding,
-    "compress": rows.compress,
-    **dict.fromkeys(("contribution_factors", "select"), rows.compress),
-    **dict.fromkeys(("normalize_rows", "cg_start", "cg_step", "regrow"), rows.compress),
+    **dict.fromkeys(("compress", "contribution_factors", "select"), rows.weight_rows),
+    **dict.fromkeys(("normalize_rows", "cg_start", "cg_step", "regrow"), rows.weight_rows),
     "gram": gram.schedule,
     "input_squares": gram.schedule_squares,
 }

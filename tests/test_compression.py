@@ -8,7 +8,7 @@ from hwpq_tvm.config import HWPQConfig, LayerScheme
 from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.finished_layers import FinishedLayers
 from hwpq_tvm.layer_statistics import layer_statistics
-from hwpq_tvm.relax_passes.packing import packing_groups
+from hwpq_tvm.relax_passes.packing import member_parts, packing_groups
 from hwpq_tvm.relax_passes.plan import make_plan
 from tests.relax_passes.models import ENTRIES, TinyLM
 from tests.schedules.reference import contribution, quantized_rows, two_of_four
@@ -57,14 +57,7 @@ def done():
 def stored(groups, arrays, name):
     """Dequantized weight of one layer."""
     for group in groups:
-        first = {}
-        for linear in group.members:
-            parts = {}
-            for part, (shape, _) in linear.format.packed(linear.N, linear.K).items():
-                start = first.get(part, 0)
-                first[part] = start + shape[0]
-                prefix = "+".join(member.name for member in group.members)
-                parts[part] = arrays[f"{prefix}.{part}"][start : start + shape[0]]
+        for linear, parts in member_parts(group, arrays):
             if linear.name == name:
                 return linear, linear.format.dequantize(parts, linear.N, linear.K)
     raise AssertionError(name)

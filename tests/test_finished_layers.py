@@ -5,7 +5,7 @@ import pytest
 
 from hwpq_tvm.config import HWPQConfig, LayerScheme
 from hwpq_tvm.errors import ConfigError
-from hwpq_tvm.finished_layers import CompressedSource, FinishedLayers
+from hwpq_tvm.finished_layers import FinishedLayers
 from hwpq_tvm.relax_passes.packing import packed_types, packing_groups
 from hwpq_tvm.relax_passes.plan import make_plan
 from tests.relax_passes.models import ENTRIES, TinyLM
@@ -65,30 +65,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"work folder .*file.*can't be written"):
         FinishedLayers(tmp_path / "file", BUILD, resume=False)
-
-
-def test_finished_layers_stand_for_their_weights():
-    class Source:
-        def shape(self, name):
-            return (1, 1)
-
-        def load(self, name):
-            return np.zeros((1, 1), np.float32)
-
-    finished = FinishedLayers(None, BUILD, resume=False)
-    group = next(group for group in GROUPS if len(group.members) == 2)
-    arrays = arrays_of(group)
-    finished.add(group, arrays)
-    source = CompressedSource(Source(), GROUPS, finished)
-    for linear, rows in zip(group.members, (slice(0, 24), slice(24, 40)), strict=True):
-        parts = {
-            "weight": arrays["q+k.weight"][rows.start // 8 : rows.stop // 8],
-            "scale": arrays["q+k.scale"][rows],
-        }
-        expected = linear.format.dequantize(parts, linear.N, linear.K)
-        np.testing.assert_array_equal(source.load(linear.weight), expected)
-        assert np.abs(expected).max() > 0
-    assert source.load("odd").shape == (1, 1)
 
 
 def test_schemes_decide_the_names():

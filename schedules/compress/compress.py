@@ -82,7 +82,7 @@ def compress(
         packed = {name: argument(name, shape, dtype) for name, (shape, dtype) in tensors.items()}
         stats = argument("stats", (N, STATISTICS), "float32")
         dequantized = argument("dequantized", (N, K), "float32") if reconstructed else None
-        with T.sblock("root"), loop("block", blocks) as block_loop, T.sblock("compress"):
+        with T.sblock("root"), loop("block", blocks) as block_loop, T.sblock("rows"):
             block = T.axis.spatial(T.int64(blocks), block_loop)
             first, rows = block * ROWS, T.min(T.int64(ROWS), N - block * ROWS)
             inputs, outputs = [matrix for matrix in (W, V) if matrix is not None], [stats]

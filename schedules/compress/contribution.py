@@ -63,7 +63,7 @@ def contribution_factors(metric: str, K: int) -> PrimFunc:
     with prim_func("contribution_factors") as result:
         s = argument("s", (K,), "float32")
         f = argument("f", (K,), "float32")
-        with T.sblock("root"), loop("all", 1) as once, T.sblock("compress"):
+        with T.sblock("root"), loop("all", 1) as once, T.sblock("rows"):
             T.axis.spatial(T.int64(1), once)
             T.reads(s[0:K])
             T.writes(f[0:K])

@@ -2,6 +2,9 @@
 
 Every step of `relax_passes.reconstruct` is one product by the Gram matrix and one of these kernels, which reads its
 rows once: they stay in the first-level cache between the passes that a step makes over them.
+
+All take N and K, the rows and columns of the weight, and where they need it `damping`, the lam of ``lam |V-W|^2``; d is
+``diag G + lam``. Arguments are float32 ``[N, K]`` where nothing else is said. Weights are kept where V is not zero.
 """
 
 import functools
@@ -13,10 +16,11 @@ from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc
 
 from hwpq_tvm.schedules.compress.quantization import scratch
+from hwpq_tvm.schedules.compress.vectors import LANES, bind, every, load, put
+from hwpq_tvm.schedules.cpu.vector_math import lane_max, lane_sum
 from hwpq_tvm.schedules.kernel_attr import describe
 from hwpq_tvm.schedules.tir_builder import argument, let, loop, prim_func, store
 
-LANES = 16
 # Below this a squared norm of a normalised row is zero: there is nothing left to do for the row.
 NOTHING = 1e-30
 
@@ -34,7 +38,7 @@ def _rows(op: str, N: int, K: int, inputs: Sequence[str], outputs: Sequence[str]
     shapes = {name: (N,) if name in per_row else (K,) if name == "d" else (N, K) for name in (*inputs, *outputs)}
     with prim_func(op) as result:
         buffers = {name: argument(name, shape, "float32") for name, shape in shapes.items()}
-        with T.sblock("root"), loop("row", N) as row_loop, T.sblock("compress"):
+        with T.sblock("root"), loop("row", N) as row_loop, T.sblock("rows"):
             row = T.axis.spatial(T.int64(N), row_loop)
 
             def region(name: str) -> Any:
@@ -60,11 +64,9 @@ def _columns(K: int, body: Callable[[Any, Any], None]) -> None:
 def _sum(K: int, term: Callable[[Any], Any]) -> Any:
     """Emit the sum of `term(k)` over the columns."""
     sums = scratch("sums", (LANES,), "float32")
-    with loop("lane", LANES, "vectorized") as lane:
-        store(sums, [lane], _zero())
+    put(sums, 0, value=every(0.0))
     _columns(K, lambda k, lane: store(sums, [lane], sums[lane] + term(k)))
-    with loop("lane", LANES - 1, start=1) as lane:
-        store(sums, [0], sums[0] + sums[lane])
+    store(sums, [0], lane_sum(load(sums, 0), LANES, bind))
     return let("sum", sums[0])
 
 
@@ -82,16 +84,14 @@ def normalize_rows(N: int, K: int) -> PrimFunc:
     """
     with _rows("normalize_rows", N, K, ["W"], ["rows", "scale"], ["scale"]) as (result, b, row):
         largest = scratch("largest", (LANES,), "float32")
-        with loop("lane", LANES, "vectorized") as lane:
-            store(largest, [lane], _zero())
+        put(largest, 0, value=every(0.0))
 
         def look(k: Any, lane: Any) -> None:
             w = b["W"][row, k]
             store(largest, [lane], T.max(largest[lane], T.max(w, -w)))
 
         _columns(K, look)
-        with loop("lane", LANES - 1, start=1) as lane:
-            store(largest, [0], T.max(largest[0], largest[lane]))
+        store(largest, [0], lane_max(load(largest, 0), LANES, bind))
         scale = let("scale_of_row", T.Select(largest[0] > _zero(), largest[0], T.float32(1)))
         store(b["scale"], [row], scale)
         _columns(K, lambda k, lane: store(b["rows"], [row, k], b["W"][row, k] / scale))
@@ -102,17 +102,8 @@ def normalize_rows(N: int, K: int) -> PrimFunc:
 def cg_start(N: int, K: int, damping: float) -> PrimFunc:
     """Describe ``(W, V, image, d [K], residual, direction, energy [N])``: the first residual of conjugate gradients.
 
-    Parameters
-    ----------
-    N, K
-        Rows and columns.
-    damping
-        lam of ``lam |V-W|^2``.
-
-    Notes
-    -----
-    V is not zero where weights are kept; ``image = (W-V) G``; d is ``diag G + lam``, the preconditioner. Out come
-    ``residual = image + lam (W-V)`` where V is not zero, ``direction = residual / d`` and their product, the energy.
+    With ``image = (W-V) G`` come out ``residual = image + lam (W-V)`` where weights are kept, ``direction = residual /
+    d`` (d is the preconditioner) and the product of both, the energy.
     """
     lam = T.float32(damping)
     inputs, outputs = ["W", "V", "image", "d"], ["residual", "direction", "energy"]
@@ -133,15 +124,6 @@ def cg_start(N: int, K: int, damping: float) -> PrimFunc:
 def cg_step(N: int, K: int, damping: float) -> PrimFunc:
     """Describe one step of conjugate gradients, every row on its own.
 
-    Parameters
-    ----------
-    N, K
-        Rows and columns.
-    damping
-        lam of ``lam |V-W|^2``.
-
-    Returns
-    -------
     A function of ``(kept, V, residual, direction, energy [N], image, d [K], V', residual', direction', energy' [N])``,
     where ``image = direction G``, and `kept` is not zero where weights are kept: the direction is zero elsewhere.
     """
@@ -175,16 +157,7 @@ def cg_step(N: int, K: int, damping: float) -> PrimFunc:
 def regrow(N: int, K: int, damping: float) -> PrimFunc:
     """Describe ``(W, V, image, d [K], U)``: V, and for each pruned weight what would serve best if it alone came back.
 
-    Parameters
-    ----------
-    N, K
-        Rows and columns.
-    damping
-        lam of ``lam |V-W|^2``.
-
-    Notes
-    -----
-    ``image = (W-V) G``; where V is zero, ``U = (image + lam (W-V)) / d`` with ``d = diag G + lam``, zeros of W stay.
+    With ``image = (W-V) G`` that is ``(image + lam (W-V)) / d``; exact zeros of W stay.
     """
     lam = T.float32(damping)
     with _rows("regrow", N, K, ["W", "V", "image", "d"], ["U"]) as (result, b, row):

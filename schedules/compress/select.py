@@ -37,7 +37,7 @@ def select(selection: Selection, N: int, K: int) -> PrimFunc:
         factors = argument("f", (K,), "float32")
         out = argument("out", (N, K), "float32")
         blocks = -(-N // ROWS)
-        with T.sblock("root"), loop("block", blocks) as block_loop, T.sblock("compress"):
+        with T.sblock("root"), loop("block", blocks) as block_loop, T.sblock("rows"):
             block = T.axis.spatial(T.int64(blocks), block_loop)
             first, rows = block * ROWS, T.min(T.int64(ROWS), N - block * ROWS)
             T.reads(W[first : first + rows, 0:K], factors[0:K])

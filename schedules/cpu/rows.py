@@ -1,4 +1,4 @@
-"""CPU schedules of what works row by row: compression and quantization of activations."""
+"""CPU schedules of what works row by row: compression, reconstruction, quantization of activations, look-ups."""
 
 from tvm.s_tir import Schedule
 from tvm.target import Target
@@ -8,11 +8,11 @@ from tvm.tirx import IntImm, PrimFunc
 PARALLEL_ROWS = 16
 
 
-def compress(func: PrimFunc, target: Target) -> PrimFunc:
-    """Compress blocks of output rows in parallel."""
+def weight_rows(func: PrimFunc, target: Target) -> PrimFunc:
+    """Work on rows, or blocks of rows, of a weight in parallel."""
     sch = Schedule(func)
-    (block,) = sch.get_loops(sch.get_sblock("compress"))
-    sch.parallel(block)
+    (row,) = sch.get_loops(sch.get_sblock("rows"))
+    sch.parallel(row)
     return sch.mod["main"]
 
 

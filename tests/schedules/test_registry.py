@@ -1,9 +1,13 @@
+import itertools
+
 import pytest
 
-from hwpq_tvm.errors import UnsupportedSchemeError
+from hwpq_tvm.errors import ConfigError, UnsupportedSchemeError
 from hwpq_tvm.schedules import registry
+from hwpq_tvm.schedules.compress import contribution
 from hwpq_tvm.schedules.kernel_attr import KERNEL_ATTR, describe, description
 from hwpq_tvm.schedules.weight_formats import WEIGHT_FORMATS
+from hwpq_tvm.scheme import DTYPES, GROUP_SIZES, METRICS, WHOLE_CHANNEL, LayerScheme
 from hwpq_tvm.targets import cpu_features
 
 from . import reference
@@ -70,3 +74,14 @@ def test_a_group_size_has_a_kernel_of_its_own() -> None:
     assert description(func)["group_size"] == 64
     _, choice = registry.schedule(func, reference.AVX2)
     assert choice == registry.ScheduleChoice("avx2.sparse24_int8.g64.gemm", "default")
+
+
+def test_whatever_a_scheme_may_ask_for_has_a_format():
+    for sparsity, dtype, size in itertools.product((None, "2:4"), DTYPES, (None, *GROUP_SIZES, WHOLE_CHANNEL)):
+        try:
+            scheme = LayerScheme(sparsity, dtype, group_size=size)
+        except ConfigError:
+            continue
+        found = registry.weight_format(sparsity=sparsity, dtype=dtype, group_size=scheme.group)
+        assert (found.sparsity, found.dtype, found.group_size) == (sparsity, dtype, scheme.group)
+    assert set(contribution.METRICS) == set(METRICS)

@@ -1,0 +1,40 @@
+"""Calls of TensorIR kernels, as passes emit them."""
+
+from collections.abc import Sequence
+
+from tvm import relax, tirx
+
+from hwpq_tvm.schedules.kernel_attr import kernel_name
+
+
+def call_kernel(
+    builder: relax.BlockBuilder, func: tirx.PrimFunc, args: Sequence[relax.Expr], out: Sequence[relax.TensorType]
+) -> list[relax.Var]:
+    """Add a kernel to the module, once however often it is called, and emit a call.
+
+    Parameters
+    ----------
+    builder
+        Of the function that calls.
+    func
+        A description.
+    args
+        Its inputs.
+    out
+        Types of its outputs.
+
+    Returns
+    -------
+    list of relax.Var
+        The outputs.
+    """
+    gvar = builder.add_func(func, kernel_name(func))
+    result = builder.emit(relax.call_tir(gvar, relax.Tuple(list(args)), list(out) if len(out) > 1 else out[0]))
+    if len(out) == 1:
+        return [result]
+    return [builder.emit(relax.TupleGetItem(result, i)) for i in range(len(out))]
+
+
+def extents(lead: Sequence[relax.Expr]) -> list[int | str]:
+    """Leading dimensions of a tensor as kernel builders take them: symbolic ones by name."""
+    return [int(dim) if isinstance(dim, tirx.IntImm) else dim.name for dim in lead]
