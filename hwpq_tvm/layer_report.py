@@ -16,8 +16,8 @@ from .schedules.kernel_attr import description
 from .schedules.registry import ScheduleChoice
 from .stages import CalibrationSummary
 
-# Relative error of a layer's output from which its model is visibly worse: measured on SmolLM2, where dense int8 stays
-# at 0.01, dense int4 at 0.1 (perplexity +15 %) and 2:4 with adjusted weights at 0.2 (perplexity more than doubled).
+# Relative error of a layer's output from which its model is visibly worse. Medians over the layers of SmolLM2 are 0.008
+# for dense int8, 0.09 for dense int4 (perplexity +16 %), and 0.17 for 2:4 with adjusted weights (more than doubled).
 DAMAGING_ERROR = 0.15
 
 

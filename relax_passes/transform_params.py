@@ -13,7 +13,7 @@ from tvm import relax
 
 from hwpq_tvm.schedules.compress.contribution import contribution_factors
 from hwpq_tvm.schedules.compress.quantization import STATISTICS as STATISTICS_COLUMNS
-from hwpq_tvm.schedules.compress.reconstruction import normalize_rows
+from hwpq_tvm.schedules.compress.reconstruction import normalize_rows, row_products
 from hwpq_tvm.schedules.linear_float32 import linear_float32
 
 from .kernel_calls import call_kernel
@@ -126,10 +126,12 @@ class _Transform:
     def _output_error(self, W: relax.Var, stored: relax.Var, G: relax.Var) -> relax.Expr:
         """Per row `(W-D) G (W-D)^T` and `W G W^T` for what is stored, D."""
         N, K = (int(size) for size in W.ty.shape.values)
-        rows, scale = call_kernel(self.builder, normalize_rows(N, K), [W], [W.ty, relax.TensorType([N], "float32")])
+        column = relax.TensorType([N], "float32")
+        rows, scale = call_kernel(self.builder, normalize_rows(N, K), [W], [W.ty, column])
         lost = self.builder.emit(rows - stored / relax.op.expand_dims(scale, 1))
         columns = []
         for each in (lost, rows):
             (image,) = call_kernel(self.builder, linear_float32((N,), K, K), [each, G], [W.ty])
-            columns.append(relax.op.sum(image * each, axis=1, keepdims=True))
+            (product,) = call_kernel(self.builder, row_products(N, K), [image, each], [column])
+            columns.append(relax.op.expand_dims(product, 1))
         return relax.op.concat(columns, axis=1)

@@ -105,7 +105,7 @@ _OTHER_KERNELS: dict[str, ScheduleFunction] = {
     "quantize_activations": rows.quantize_activations,
     "embedding": rows.embedding,
     **dict.fromkeys(("compress", "contribution_factors", "select"), rows.weight_rows),
-    **dict.fromkeys(("normalize_rows", "cg_start", "cg_step", "regrow"), rows.weight_rows),
+    **dict.fromkeys(("normalize_rows", "row_products", "cg_start", "cg_step", "regrow"), rows.weight_rows),
     "gram": gram.schedule,
     "input_squares": gram.schedule_squares,
 }

@@ -99,6 +99,14 @@ def normalize_rows(N: int, K: int) -> PrimFunc:
 
 
 @functools.cache
+def row_products(N: int, K: int) -> PrimFunc:
+    """Describe ``(a, b, product [N])``: the inner product of each row of a with that of b."""
+    with _rows("row_products", N, K, ["a", "b"], ["product"], ["product"]) as (result, b, row):
+        store(b["product"], [row], _sum(K, lambda k: b["a"][row, k] * b["b"][row, k]))
+    return result[0]
+
+
+@functools.cache
 def cg_start(N: int, K: int, damping: float) -> PrimFunc:
     """Describe ``(W, V, image, d [K], residual, direction, energy [N])``: the first residual of conjugate gradients.
 

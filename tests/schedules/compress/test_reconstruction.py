@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hwpq_tvm.schedules import registry
-from hwpq_tvm.schedules.compress.reconstruction import cg_start, cg_step, normalize_rows, regrow
+from hwpq_tvm.schedules.compress.reconstruction import cg_start, cg_step, normalize_rows, regrow, row_products
 
 from .. import reference
 
@@ -43,6 +43,12 @@ def test_rows_are_brought_to_one(K):
     largest = np.abs(W).max(axis=1)
     np.testing.assert_array_equal(scale, np.where(largest > 0, largest, 1))
     np.testing.assert_array_equal(rows, W / scale[:, None])
+
+
+@pytest.mark.parametrize("K", COLUMNS)
+def test_inner_products_of_rows(K):
+    (a, b), _, _ = matrices(K, 2)
+    close(run(row_products(N, K), [a, b], [(N,)])[0], (a.astype(np.float64) * b).sum(1))
 
 
 @pytest.mark.parametrize("K", COLUMNS)
