@@ -18,6 +18,8 @@ from typing import Any, Literal, get_args
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc
 
+from hwpq_tvm.schedules.compress.quantization import INT8_LARGEST, SMALLEST_NORMAL
+from hwpq_tvm.schedules.compress.vectors import MAGNITUDE
 from hwpq_tvm.schedules.kernel_attr import describe
 from hwpq_tvm.schedules.tir_builder import argument, let, loop, prim_func, store, symbol, when
 
@@ -26,10 +28,6 @@ KV_CACHE_DTYPES: tuple[KVCacheDtype, ...] = get_args(KVCacheDtype)
 
 # Bytes of a row's scale, behind its int8 numbers.
 SCALE_BYTES = 4
-LARGEST = 127.0
-SMALLEST_NORMAL = 2.0**-126
-# |x| of the bits of a float32; among such bits a NaN is the largest.
-MAGNITUDE_BITS = 0x7FFFFFFF
 
 
 def row_elements(head_dim: int, cache_dtype: str) -> int:
@@ -45,7 +43,7 @@ def row_scale(cache: Any, row: list[Any]) -> Any:
 
 def scale_of(largest: Any) -> Any:
     """Scale of a row whose largest magnitude is given; a NaN stays one."""
-    scale = largest / T.float32(LARGEST)
+    scale = largest / T.float32(INT8_LARGEST)
     return T.Select(scale < T.float32(SMALLEST_NORMAL), T.float32(1), scale)
 
 
@@ -122,11 +120,12 @@ def _quantize_row(new: Any, source: list[Any], cache: Any, row: list[Any]) -> No
     store(largest, [0], T.int32(0))
     with loop("d", head_dim) as d:
         bits = T.reinterpret("int32", new[(*source, d)])
-        store(largest, [0], T.max(largest[0], T.bitwise_and(bits, T.int32(MAGNITUDE_BITS))))
+        # Among the bits of magnitudes those of a NaN are the largest.
+        store(largest, [0], T.max(largest[0], T.bitwise_and(bits, T.int32(MAGNITUDE))))
     scale = let("scale", scale_of(T.reinterpret("float32", largest[0])))
     with loop("d", head_dim) as d:
         rounded = T.nearbyint(new[(*source, d)] / scale)
         # min() gives its second argument for a NaN, so that what is cast is a number in any case.
-        clamped = T.max(T.min(rounded, T.float32(LARGEST)), T.float32(-LARGEST))
+        clamped = T.max(T.min(rounded, T.float32(INT8_LARGEST)), T.float32(-INT8_LARGEST))
         store(cache, [*row, d], T.Cast("int8", T.Cast("int32", clamped)))
     store(cache, [*row, T.ramp(head_dim, 1, SCALE_BYTES)], T.reinterpret(f"int8x{SCALE_BYTES}", scale))

@@ -6,8 +6,10 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc
 
+from hwpq_tvm.schedules.compress.quantization import INT8_LARGEST
+from hwpq_tvm.schedules.compress.vectors import MAGNITUDE
 from hwpq_tvm.schedules.cpu.vector_math import lane_max, lanes_that_fit, span, splat, vector_type
-from hwpq_tvm.schedules.kv_cache import LARGEST, MAGNITUDE_BITS, SCALE_BYTES, UpdateArguments, row_scale, scale_of
+from hwpq_tvm.schedules.kv_cache import SCALE_BYTES, UpdateArguments, row_scale, scale_of
 from hwpq_tvm.schedules.tir_builder import let, loop, prim_func, store
 
 CACHE_LINE_BYTES = 64
@@ -85,7 +87,7 @@ def _quantize_row(new: Any, source: list[Any], cache: Any, row: list[Any], lanes
     store(largest, [all_lanes], splat(T.int32(0), lanes))
     for index in spans:
         bits = T.reinterpret(vector_type("int32", lanes), new[(*source, index)])
-        magnitude = let("magnitude", T.bitwise_and(bits, splat(T.int32(MAGNITUDE_BITS), lanes)))
+        magnitude = let("magnitude", T.bitwise_and(bits, splat(T.int32(MAGNITUDE), lanes)))
         store(largest, [all_lanes], T.max(largest[all_lanes], magnitude))
     top = let("top", T.reinterpret("float32", lane_max(largest[all_lanes], lanes, let)))
     scale = let("scale", scale_of(top))
@@ -97,7 +99,7 @@ def _quantize_row(new: Any, source: list[Any], cache: Any, row: list[Any], lanes
             ),
         )
         # min() gives its second argument for a NaN, so that what is cast is a number in any case.
-        clamped = T.max(T.min(rounded, splat(T.float32(LARGEST), lanes)), splat(T.float32(-LARGEST), lanes))
+        clamped = T.max(T.min(rounded, splat(T.float32(INT8_LARGEST), lanes)), splat(T.float32(-INT8_LARGEST), lanes))
         integers = T.Cast(vector_type("int32", lanes), clamped)
         store(cache, [*row, index], T.Cast(vector_type("int8", lanes), integers))
     store(cache, [*row, span(head_dim, SCALE_BYTES)], T.reinterpret(f"int8x{SCALE_BYTES}", scale))

@@ -81,6 +81,19 @@ def test_ewma_loses_what_the_best_selection_of_its_size_does(sparsity: float) ->
     assert np.all(ratio < 1.12)
 
 
+@pytest.mark.parametrize("sparsity", [0.5, 0.8])
+def test_ewma_has_one_threshold_for_a_row(sparsity: float) -> None:
+    rng = np.random.default_rng(7)
+    rows, columns = 16, 1999
+    W = rng.standard_t(5, (rows, columns)).astype(np.float32)
+    # Inputs of some chunks matter far more than others', as those of attention heads do.
+    f = np.repeat(rng.lognormal(0, 2, columns // 50 + 1), 50)[:columns].astype(np.float32)
+    kept = check_share(sparsity, W, f)
+    u = np.abs(W.astype(np.float64) * f)
+    # Nothing that is pruned beats what is kept, but for the rounding of float32.
+    assert (np.where(kept, u, np.inf).min(1) >= np.where(kept, 0, u).max(1) * (1 - 1e-6)).all()
+
+
 def test_ewma_keeps_the_first_of_equals() -> None:
     W, f = np.full((8, 150), -3, np.float32), np.ones(150, np.float32)
     np.testing.assert_array_equal(check_share(0.5, W, f), np.tile(np.arange(150) < 75, (8, 1)))
