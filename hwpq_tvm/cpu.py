@@ -69,6 +69,9 @@ _AARCH64 = {
 }
 _NAMES = {"x86_64": _X86, "aarch64": _AARCH64}
 
+# Where Linux says what the CPU can do.
+_CPUINFO = Path("/proc/cpuinfo")
+
 # ELF header: bytes 18-19 (little endian) name the architecture.
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 
@@ -96,7 +99,7 @@ def library_architecture(library: Path) -> str | None:
 def _kernel_flags() -> frozenset[str] | None:
     """Flags of this CPU as Linux lists them; None where there is no such list."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = _CPUINFO.read_text().splitlines()
     except OSError:
         return None
     for line in lines:

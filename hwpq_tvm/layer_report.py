@@ -1,6 +1,6 @@
 """The report of a build: for every layer what was done and what it cost, as a JSON value."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,7 @@ def build_report(
     report["resumed_groups"] = calibrated.resumed
     report["seconds"] = dict(seconds)
     report["warnings"] += _damage(plan, statistics, calibrated=bool(calibrated.tokens))
+    report["warnings"] += _portable(report["layers"])
     return report
 
 
@@ -154,6 +155,17 @@ def _damage(plan: Plan, statistics: Mapping[str, LayerStatistics], *, calibrated
         f"{len(damaged)} of {len(errors)} layers have a relative error over {DAMAGING_ERROR} (median of all "
         f"{np.median(errors):.2f}): expect a model that is clearly worse than the original; measure it with "
         f"`hwpq eval`. Costs less: {'; '.join(cures)}"
+    ]
+
+
+def _portable(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say when layers run on kernels that are written for no kind of CPU."""
+    count = sum("portable" in layer["schedule"].values() for layer in layers)
+    if not count:
+        return []
+    return [
+        f"{count} of {len(layers)} layers run on portable kernels, which are slower: their format has none that is "
+        "written for the CPU of this target"
     ]
 
 

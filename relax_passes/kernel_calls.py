@@ -1,6 +1,6 @@
 """Calls of TensorIR kernels, as passes emit them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tvm import relax, tirx
 
@@ -8,7 +8,11 @@ from hwpq_tvm.schedules.kernel_attr import kernel_name
 
 
 def call_kernel(
-    builder: relax.BlockBuilder, func: tirx.PrimFunc, args: Sequence[relax.Expr], out: Sequence[relax.TensorType]
+    builder: relax.BlockBuilder,
+    func: tirx.PrimFunc,
+    args: Sequence[relax.Expr],
+    out: Sequence[relax.TensorType],
+    inplace: Mapping[int, int] | None = None,
 ) -> list[relax.Var]:
     """Add a kernel to the module, once however often it is called, and emit a call.
 
@@ -22,6 +26,8 @@ def call_kernel(
         Its inputs.
     out
         Types of its outputs.
+    inplace
+        Output -> number of the input that it is written to; by default all outputs are fresh memory.
 
     Returns
     -------
@@ -29,7 +35,12 @@ def call_kernel(
         The outputs.
     """
     gvar = builder.add_func(func, kernel_name(func))
-    result = builder.emit(relax.call_tir(gvar, relax.Tuple(list(args)), list(out) if len(out) > 1 else out[0]))
+    types = list(out) if len(out) > 1 else out[0]
+    if inplace:
+        places = [inplace.get(i, -1) for i in range(len(out))]
+        result = builder.emit(relax.op.call_tir_inplace(gvar, list(args), places, out_ty=types))
+    else:
+        result = builder.emit(relax.call_tir(gvar, relax.Tuple(list(args)), types))
     if len(out) == 1:
         return [result]
     return [builder.emit(relax.TupleGetItem(result, i)) for i in range(len(out))]

@@ -9,6 +9,11 @@ from tvm import relax
 from hwpq_tvm.schedules.registry import ScheduleChoice
 
 from .apply_schedules import ApplySchedules
+from .drop_casts import DropCasts
+from .fuse_gate import FuseGate
+from .fuse_norm import FuseNorm
+from .fuse_rotary import FuseRotary
+from .static_tensors import StaticTensors
 
 Dump = Callable[[str, tvm.IRModule], None]
 
@@ -18,11 +23,17 @@ def no_dump(phase: str, mod: tvm.IRModule) -> None:
 
 
 def optimise(mod: tvm.IRModule) -> tvm.IRModule:
-    """Turn the operators that are left into TensorIR and fuse chains of them; our own kernels are left alone."""
+    """Fuse what there are kernels for, turn the other operators into TensorIR and fuse chains of those."""
     return tvm.transform.Sequential(
         [
+            DropCasts(),
             relax.transform.CanonicalizeBindings(),
             relax.transform.EliminateCommonSubexpr(),
+            # Heads may be normalised before they are rotated: those norms belong to the rotary kernel.
+            FuseRotary(),
+            FuseNorm(),
+            FuseGate(),
+            relax.transform.DeadCodeElimination(),
             relax.transform.LegalizeOps(),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FoldConstant(),
@@ -59,8 +70,12 @@ def lower(mod: tvm.IRModule, *, lazy: tuple[str, str] | None = None, lazy_weight
         passes.append(relax.transform.LazyGetInput())
     passes += [
         relax.transform.CallTIRRewrite(),
+        # Outputs are named by themselves, no longer as elements of tuples.
+        relax.transform.CanonicalizeBindings(),
         relax.transform.StaticPlanBlockMemory(),
         relax.transform.LowerAllocTensor(),
+        # Weights and results that are handed over one by one outlive the call, so these functions keep no tensors.
+        *([] if lazy is not None or lazy_weights else [StaticTensors()]),
         relax.transform.KillAfterLastUse(),
         relax.transform.LowerRuntimeBuiltin(),
         relax.transform.ComputePrimValue(),

@@ -1,20 +1,18 @@
 """Dynamic int8 activations: one scale per token, quantized once for all linears that read the same input."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc
 
-from hwpq_tvm.schedules.compress.quantization import quantize, scale_of, scratch
+from hwpq_tvm.schedules.compress.quantization import quantize, scale_of
+from hwpq_tvm.schedules.compress.vectors import MAGNITUDE
 from hwpq_tvm.schedules.kernel_attr import describe
 from hwpq_tvm.schedules.layouts.tiles import activation_columns, padded_rows
 from hwpq_tvm.schedules.lead import lead_dims, row_count, row_index
 from hwpq_tvm.schedules.tir_builder import argument, let, loop, otherwise, prim_func, store, then
-
-# Values of a row whose largest magnitude is sought side by side.
-LANES = 16
 
 
 def quantize_activations(lead: Sequence[int | str], K: int) -> PrimFunc:
@@ -39,46 +37,67 @@ def quantize_activations(lead: Sequence[int | str], K: int) -> PrimFunc:
 def _quantize_activations(lead: tuple[int | str, ...], K: int) -> PrimFunc:
     dims = lead_dims(lead)
     M = row_count(dims)
-    rows, columns = padded_rows(M), activation_columns(K)
-    whole = K // LANES * LANES
     with prim_func("quantize_activations") as result:
         x = argument("x", (*dims, K), "float32")
-        xq = argument("xq", (rows, columns), "int8")
-        xs = argument("xs", (rows,), "float32")
-        with T.sblock("root"), loop("m", rows) as m_loop, T.sblock("quantize_row"):
-            m = T.axis.spatial(T.int64(rows) if isinstance(rows, int) else rows, m_loop)
+        out = QuantizedRows(M, K)
+
+        def quantize_row(m: Any) -> None:
             at = row_index(m, dims)
-            T.reads(x[(*(slice(T.int64(0), dim) for dim in dims), slice(0, K))])
-            T.writes(xq[m, 0:columns], xs[m])
-            largest = scratch("largest", (LANES,), "float32")
+            out.write(m, lambda k: x[(*at, k)])
 
-            def quantize_known_row() -> None:
-                with loop("lane", LANES, "vectorized") as lane:
-                    store(largest, [lane], T.float32(0))
-                with loop("k", whole // LANES) as k, loop("lane", LANES, "vectorized") as lane:
-                    # Not fabs: TVM would take a vector of calls apart.
-                    value = let("value", x[(*at, k * LANES + lane)])
-                    store(largest, [lane], T.max(largest[lane], T.max(value, -value)))
-                with loop("k", K - whole) as k:
-                    store(largest, [0], T.max(largest[0], T.fabs(x[(*at, whole + k)])))
-                with loop("lane", LANES) as lane:
-                    store(largest, [0], T.max(largest[0], largest[lane]))
-                store(xs, [m], scale_of(largest[0]))
-                scale = let("scale", xs[m])
-                with loop("k", K) as k:
-                    store(xq, [m, k], quantize(x[(*at, k)], scale))
-                with loop("k", columns - K) as k:
-                    store(xq, [m, K + k], T.int8(0))
+        each_row(M, quantize_row, out)
+    return describe(result[0], op="quantize_activations", lead=known_sizes(lead), K=K)
 
-            if isinstance(M, int) and rows == M:
-                quantize_known_row()
-            else:
-                with T.If(m < M):
-                    with then():
-                        quantize_known_row()
-                    with otherwise():
-                        store(xs, [m], T.float32(1))
-                        with loop("k", columns) as k:
-                            store(xq, [m, k], T.int8(0))
-    sizes: list[Any] = [-1 if isinstance(size, str) else size for size in lead]
-    return describe(result[0], op="quantize_activations", lead=sizes, K=K)
+
+def known_sizes(lead: Sequence[int | str]) -> list[int]:
+    """Leading dimensions as a description holds them: -1 for a symbolic one."""
+    return [-1 if isinstance(size, str) else size for size in lead]
+
+
+class QuantizedRows:
+    """The outputs ``xq`` and ``xs`` of a kernel that quantizes M rows of K features, declared in it."""
+
+    def __init__(self, M: Any, K: int) -> None:
+        self.rows, self.columns, self.K = padded_rows(M), activation_columns(K), K
+        self.xq = argument("xq", (self.rows, self.columns), "int8")
+        self.xs = argument("xs", (self.rows,), "float32")
+
+    def write(self, m: Any, value: Callable[[Any], Any]) -> None:
+        """Quantize row `m`, whose feature k is `value(k)`. One with a NaN gets a scale as large as they come."""
+        largest = T.alloc_buffer((1,), "int32", layout=None)
+        store(largest, [0], T.int32(0))
+        with loop("k", self.K) as k:
+            # Among the bits of magnitudes those of a NaN are the largest.
+            magnitude = T.bitwise_and(T.reinterpret("int32", value(k)), T.int32(MAGNITUDE))
+            store(largest, [0], T.max(largest[0], magnitude))
+        scale = let("scale", scale_of(T.reinterpret("float32", largest[0])))
+        store(self.xs, [m], scale)
+        with loop("k", self.K) as k:
+            store(self.xq, [m, k], quantize(value(k), scale))
+        self.pad_columns(m)
+
+    def pad_columns(self, m: Any) -> None:
+        """Fill what stands behind the features of a row."""
+        with loop("k", self.columns - self.K) as k:
+            store(self.xq, [m, self.K + k], T.int8(0))
+
+    def pad_row(self, m: Any) -> None:
+        """Fill a row that belongs to no token."""
+        store(self.xs, [m], T.float32(1))
+        with loop("k", self.columns) as k:
+            store(self.xq, [m, k], T.int8(0))
+
+
+def each_row(M: Any, work: Callable[[Any], None], out: QuantizedRows | None, kind: str = "serial") -> None:
+    """Emit a loop that does `work(m)` for each of M rows, and pads the rows of `out` beyond them."""
+    rows = M if out is None else out.rows
+    # Relax looks for reshapes among the functions of one input, and takes it that each has a root block.
+    with T.sblock("root"), loop("m", rows, kind) as m:
+        if out is None or (isinstance(M, int) and rows == M):
+            work(m)
+        else:
+            with T.If(m < M):
+                with then():
+                    work(m)
+                with otherwise():
+                    out.pad_row(m)

@@ -93,7 +93,7 @@ def kv_cache_update(
                         with loop("d", head_dim) as d:
                             store(args.cache, [*row, d], new[b, h, i, d])
                     else:
-                        _quantize_row(new, [b, h, i], args.cache, row)
+                        quantize_row(new, [b, h, i], args.cache, row)
     return describe(result[0], op="kv_cache_update", **fields)
 
 
@@ -113,7 +113,7 @@ class UpdateArguments:
         self.layer = T.arg("layer", T.int64())
 
 
-def _quantize_row(new: Any, source: list[Any], cache: Any, row: list[Any]) -> None:
+def quantize_row(new: Any, source: list[Any], cache: Any, row: list[Any]) -> None:
     """Write one row of new numbers as int8."""
     head_dim = int(new.shape[-1])
     largest = T.alloc_buffer((1,), "int32", layout=None)

@@ -16,9 +16,9 @@ def lead_dims(lead: Sequence[int | str]) -> list[Any]:
     return [names.setdefault(dim, tirx.Var(dim, "int64")) if isinstance(dim, str) else int(dim) for dim in lead]
 
 
-def argument_dims(func: PrimFunc) -> list[Any]:
-    """Leading dimensions of a function's first argument: integers, or its own variables."""
-    shape = func.params[0].ty.shape[:-1]
+def argument_dims(func: PrimFunc, index: int = 0) -> list[Any]:
+    """Leading dimensions of a function's argument, by default its first: integers, or its own variables."""
+    shape = func.params[index].ty.shape[:-1]
     return [int(size) if isinstance(size, int | IntImm) else size for size in shape]
 
 

@@ -11,7 +11,19 @@ from tvm.target import Target
 from tvm.tirx import PrimFunc
 
 from hwpq_tvm.errors import UnsupportedSchemeError
-from hwpq_tvm.schedules.cpu import attention, generic, gram, linear_int8, linear_rows, linear_tiles, rows
+from hwpq_tvm.schedules.cpu import (
+    activations,
+    attention,
+    gate,
+    generic,
+    gram,
+    linear_int8,
+    linear_rows,
+    linear_tiles,
+    norm,
+    rotary,
+    rows,
+)
 from hwpq_tvm.schedules.kernel_attr import description
 from hwpq_tvm.schedules.layouts.tiles import GROUP_SIZES
 from hwpq_tvm.schedules.weight_formats import WEIGHT_FORMATS, WeightFormat
@@ -26,7 +38,12 @@ Kind = Literal["gemv", "gemm"]
 KINDS: tuple[Kind, ...] = ("gemv", "gemm")
 
 # Instruction sets that kernels are written for, the best first: name -> LLVM features that all of its kernels use.
-ISAS: dict[str, frozenset[str]] = {"avx2": frozenset({"avx2"}), "any": frozenset()}
+ISAS: dict[str, frozenset[str]] = {
+    "avx512vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}),
+    "avx2": frozenset({"avx2"}),
+    "neon_dotprod": frozenset({"neon", "dotprod"}),
+    "any": frozenset(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +108,9 @@ _FLOATS = [weights for weights in WEIGHT_FORMATS if weights.activation_dtype == 
 _ROWS = [weights for weights in _FLOATS if weights.sparsity is None and weights.dtype.startswith("float")]
 
 KERNELS: dict[KernelKey, Entry] = {
+    **_linears("avx512vnni", _INTEGERS, linear_int8.avx512_schedule, "default"),
     **_linears("avx2", _INTEGERS, linear_int8.avx2_schedule, "default"),
+    **_linears("neon_dotprod", _INTEGERS, linear_int8.neon_schedule, "default"),
     **_linears("any", _INTEGERS, linear_int8.portable_schedule, "portable"),
     **_linears("any", [weights for weights in _FLOATS if weights not in _ROWS], linear_tiles.schedule, "portable"),
     # One schedule for every CPU: it takes the width of the target's vectors.
@@ -102,7 +121,10 @@ KERNELS: dict[KernelKey, Entry] = {
 _OTHER_KERNELS: dict[str, ScheduleFunction] = {
     "attention": attention.schedule,
     "kv_cache_update": attention.schedule,
-    "quantize_activations": rows.quantize_activations,
+    "rotary_update": rotary.schedule,
+    "norm": norm.schedule,
+    "gate": gate.schedule,
+    "quantize_activations": activations.schedule,
     "embedding": rows.embedding,
     **dict.fromkeys(("compress", "contribution_factors", "select"), rows.weight_rows),
     **dict.fromkeys(("normalize_rows", "row_products", "cg_start", "cg_step", "regrow"), rows.weight_rows),

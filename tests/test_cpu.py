@@ -29,6 +29,28 @@ def test_missing_features(monkeypatch, architecture, flags, required, missing):
     assert cpu.missing_features(required) == missing
 
 
+@pytest.mark.parametrize(
+    ("architecture", "text", "required", "missing"),
+    [
+        ("x86_64", "processor\t: 0\nflags\t\t: fpu avx2 avx512f\nbugs\t: spectre_v1\n", "avx512vnni", ("avx512vnni",)),
+        ("x86_64", "processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\n", "avx512vnni", ()),
+        ("aarch64", "processor\t: 0\nFeatures\t: fp asimd crc32\nCPU part\t: 0xd08\n", "dotprod", ("dotprod",)),
+        ("aarch64", "processor\t: 0\nFeatures\t: fp asimd crc32 asimddp\n", "dotprod", ()),
+        ("x86_64", "processor\t: 0\n", "avx512vnni", ()),
+    ],
+)
+def test_features_are_read_from_the_kernel(monkeypatch, tmp_path, architecture, text, required, missing):
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(cpu, "architecture", lambda: architecture)
+    monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "cpuinfo")
+    assert cpu.missing_features([required]) == missing
+
+
+def test_nothing_is_missing_where_nobody_tells(monkeypatch, tmp_path):
+    monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "absent")
+    assert cpu.missing_features(["avx512vnni", "dotprod"]) == ()
+
+
 def test_architecture_of_a_library(tmp_path, tiny_library):
     assert cpu.library_architecture(tiny_library) == cpu.architecture()
     header = bytearray(tiny_library.read_bytes()[:64])

@@ -1,8 +1,9 @@
 """Words for targets."""
 
 import pytest
-from tvm.target import Target
+from tvm.target import Target, codegen
 
+from hwpq_tvm import cpu
 from hwpq_tvm.cpu import architecture, host_cores
 from hwpq_tvm.errors import TargetError
 from hwpq_tvm.targets import check_native, cpu_features, resolve_target
@@ -22,7 +23,34 @@ def test_levels_have_their_features():
     assert {"avx2", "fma"} <= cpu_features(resolve_target("cpu:x86-64-v3"))
     assert "avx2" not in cpu_features(resolve_target("cpu:x86-64-v2"))
     assert "avx512f" in cpu_features(resolve_target("cpu:x86-64-v4"))
+    assert "avx512vnni" not in cpu_features(resolve_target("cpu:x86-64-v4"))
+    assert {"avx512bw", "avx512vnni"} <= cpu_features(resolve_target("cpu:x86-64-v4-vnni"))
     assert "dotprod" in cpu_features(resolve_target("cpu:aarch64"))
+
+
+def test_a_cpu_can_be_named_as_llvm_names_it():
+    assert "avx512vnni" in cpu_features(resolve_target("cpu:cascadelake"))
+    assert "avx512vnni" not in cpu_features(resolve_target("cpu:skylake-avx512"))
+    assert resolve_target("cpu:znver4").attrs["mtriple"] == "x86_64-linux-gnu"
+    assert "dotprod" in cpu_features(resolve_target("cpu:neoverse-n1"))
+    assert "dotprod" not in cpu_features(resolve_target("cpu:cortex-a72"))
+    assert resolve_target("cpu:cortex-a72").attrs["mtriple"] == "aarch64-linux-gnu"
+    assert str(resolve_target("cpu:generic").attrs["mtriple"]).startswith(architecture())
+
+
+@pytest.mark.skipif(architecture() != "x86_64", reason="flags of x86")
+def test_what_a_hypervisor_hides_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(codegen, "llvm_get_system_cpu", lambda: "icelake-server")
+    names = {*cpu._X86.values()} - {"avx512_vnni", "avx512f"}
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu sse2 {' '.join(sorted(names))}\n")
+    monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "cpuinfo")
+    features = cpu_features(resolve_target("cpu"))
+    assert {"avx2", "fma"} <= features
+    # What builds on avx512f is gone with it.
+    assert not [feature for feature in features if feature.startswith("avx512")]
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu sse2\n")
+    assert not {"ssse3", "avx", "avx2", "fma"} & cpu_features(resolve_target("cpu"))
+    assert "sse2" in cpu_features(resolve_target("cpu"))
 
 
 def test_a_target_is_taken_as_it_is():
@@ -36,6 +64,9 @@ def test_a_target_is_taken_as_it_is():
     [
         ("cpu:x86-64-v33", "Did you mean 'cpu:x86-64-v3'?"),
         ("gpu", "expected one of cpu, cpu:x86-64"),
+        ("gpu", "cpu:x86-64-v4-vnni, cpu:aarch64, or cpu:NAME with a CPU that LLVM knows"),
+        ("cpu:cascade-lake", "Did you mean 'cpu:cascadelake'?"),
+        ("cpu:i386", "unknown target 'cpu:i386'"),
         ("", "unknown target ''"),
         (None, "target is a NoneType"),
         ("cuda:sm_80", "no CUDA kernels"),

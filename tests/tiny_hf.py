@@ -11,6 +11,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 _SIZES = {
@@ -46,6 +48,11 @@ def tiny_llama(seed: int = 0, **overrides: object) -> LlamaForCausalLM:
 def tiny_qwen2(seed: int = 0, **overrides: object) -> Qwen2ForCausalLM:
     """A Qwen2 (biases on queries, keys and values) of the same sizes."""
     return _random(Qwen2ForCausalLM(Qwen2Config(**{**_SIZES, **overrides})), seed)
+
+
+def tiny_qwen3(seed: int = 0, **overrides: object) -> Qwen3ForCausalLM:
+    """A Qwen3 (heads of queries and keys are normalised) of the same sizes."""
+    return _random(Qwen3ForCausalLM(Qwen3Config(**{**_SIZES, "head_dim": 12, **overrides})), seed)
 
 
 def tiny_gemma2(seed: int = 0, **overrides: object) -> Gemma2ForCausalLM:

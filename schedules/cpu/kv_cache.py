@@ -8,11 +8,10 @@ from tvm.tirx import PrimFunc
 
 from hwpq_tvm.schedules.compress.quantization import INT8_LARGEST
 from hwpq_tvm.schedules.compress.vectors import MAGNITUDE
+from hwpq_tvm.schedules.cpu.prefetch import CACHE_LINE, prefetch
 from hwpq_tvm.schedules.cpu.vector_math import lane_max, lanes_that_fit, span, splat, vector_type
 from hwpq_tvm.schedules.kv_cache import SCALE_BYTES, UpdateArguments, row_scale, scale_of
 from hwpq_tvm.schedules.tir_builder import let, loop, prim_func, store
-
-CACHE_LINE_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,9 @@ class CachedRows:
 
     def prefetch(self, half: int, position: Any) -> None:
         """Fetch a row into the cache of the CPU."""
-        line = CACHE_LINE_BYTES if self.quantized else CACHE_LINE_BYTES // 4
+        line = CACHE_LINE if self.quantized else CACHE_LINE // 4
         for d in range(0, int(self.cache.shape[-1]), line):
-            address = T.address_of(self.cache[(*self._row(half, position), d)])
-            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, 0, 3, 1))
+            prefetch(T.address_of(self.cache[(*self._row(half, position), d)]))
 
     def _row(self, half: int, position: Any) -> list[Any]:
         return [self.layer, half, self.b, self.group, position]
@@ -74,11 +72,11 @@ def update(
                         with loop("d", head_dim, "vectorized") as d:
                             store(args.cache, [*row, d], new[b, h, i, d])
                     else:
-                        _quantize_row(new, [b, h, i], args.cache, row, lanes_that_fit(head_dim, lanes))
+                        quantize_row(new, [b, h, i], args.cache, row, lanes_that_fit(head_dim, lanes))
     return result[0]
 
 
-def _quantize_row(new: Any, source: list[Any], cache: Any, row: list[Any], lanes: int) -> None:
+def quantize_row(new: Any, source: list[Any], cache: Any, row: list[Any], lanes: int) -> None:
     """Write one row of new numbers as int8; the last vector may overlap the one before."""
     head_dim = int(new.shape[-1])
     spans = [span(min(start, head_dim - lanes), lanes) for start in range(0, head_dim, lanes)]

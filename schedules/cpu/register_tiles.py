@@ -6,6 +6,7 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import Select
 
+from hwpq_tvm.schedules.cpu.prefetch import prefetch
 from hwpq_tvm.schedules.cpu.vector_math import lanes_that_fit, multiply_add, span, splat, sums_of_four
 from hwpq_tvm.schedules.tir_builder import let, loop, store
 
@@ -51,7 +52,8 @@ def dot_tile(
         return span((m * columns + n) * lanes, lanes)
 
     def step(k: Any, keep: Any = None) -> None:
-        # The rows of a stay in registers while those of b stream by: 3 x 4 accumulators, 3 and 1 make 16.
+        # The rows of a stay in registers while those of b stream by. With AVX2 a tile of 3 x 4 takes 12 accumulators, 3
+        # and 1 more: all 16 registers. AVX-512 has 32.
         a = [let("a", load_a(m, span(k, lanes))) for m in range(rows)]
         if keep is not None:
             a = [let("a", Select(keep, vector, splat(T.float32(0), lanes))) for vector in a]
@@ -68,8 +70,7 @@ def dot_tile(
     with loop("k", vectors // unroll) as k:
         if ahead is not None:
             for n in range(columns):
-                address = T.address_of(ahead(n, k * unroll * lanes))
-                T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, 0, 3, 1))
+                prefetch(T.address_of(ahead(n, k * unroll * lanes)))
         for u in range(unroll):
             step((k * unroll + u) * lanes)
     for vector in range(vectors - vectors % unroll, vectors):
@@ -96,6 +97,8 @@ def outer_tile(
     weight: Callable[[int, Any], Any],
     load: Callable[[Any, Any], Any],
     initial: Callable[[int, Any], Any] | None = None,
+    ahead: Callable[[Any], None] | None = None,
+    unroll: int = 1,
 ) -> list[list[Any]]:
     """Generate ``initial[m] + sum over j of weight[m, j] * row[j]`` for some vectors of the rows.
 
@@ -115,6 +118,10 @@ def outer_tile(
         ``load(j, index)`` reads the vector of elements `index` of row j.
     initial
         ``initial(m, index)`` is what the sums start from; zero if not given.
+    ahead
+        ``ahead(j)`` generates what is to be done beside step j, such as fetching what comes next.
+    unroll
+        Steps in one iteration of the loop; divides `steps`.
 
     Returns
     -------
@@ -129,13 +136,17 @@ def outer_tile(
         for v, offset in enumerate(offsets):
             start = initial(m, span(offset, lanes)) if initial is not None else splat(T.float32(0), lanes)
             store(accumulators, [accumulator(m, v)], start)
-    with loop("j", steps) as j:
-        weights = [let("weight", splat(weight(m, j), lanes)) for m in range(rows)]
-        for v, offset in enumerate(offsets):
-            value = let("value", load(j, span(offset, lanes)))
-            for m in range(rows):
-                where = accumulator(m, v)
-                store(accumulators, [where], multiply_add(weights[m], value, accumulators[where], lanes))
+    with loop("j", steps // unroll) as iteration:
+        for u in range(unroll):
+            j = iteration * unroll + u
+            if ahead is not None:
+                ahead(j)
+            weights = [let("weight", splat(weight(m, j), lanes)) for m in range(rows)]
+            for v, offset in enumerate(offsets):
+                value = let("value", load(j, span(offset, lanes)))
+                for m in range(rows):
+                    where = accumulator(m, v)
+                    store(accumulators, [where], multiply_add(weights[m], value, accumulators[where], lanes))
     return [[let("sum", accumulators[accumulator(m, v)]) for v in range(len(offsets))] for m in range(rows)]
 
 

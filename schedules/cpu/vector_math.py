@@ -10,7 +10,7 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 from tvm.target import Target
 from tvm.target.codegen import target_has_features
-from tvm.tirx import Shuffle
+from tvm.tirx import Select, Shuffle
 
 from hwpq_tvm.schedules.elements import float32_of
 from hwpq_tvm.targets import cpu_features
@@ -36,6 +36,11 @@ _ROUNDER_BITS = 0x4B400000
 def native_lanes(target: Target) -> int:
     """Float32 lanes of the widest vector that the target has, at least 8."""
     return 16 if target_has_features("avx512f", target) else 8
+
+
+def tile_accumulators(lanes: int) -> int:
+    """Vectors of so many lanes that a register tile sums in: with its operands they fill the registers there are."""
+    return 24 if lanes == 16 else 12
 
 
 def lanes_that_fit(size: int, lanes: int) -> int:
@@ -153,18 +158,41 @@ def exponential(x: Any, lanes: int, bind: Bind) -> Any:
 
     # The constant comes first: TVM's max(a, b) is `a > b ? a : b`, which keeps a NaN in b.
     x = bind("x", T.min(constant(89.0), T.max(constant(-104.0), x)))
+    rounded, y = _reduced_exponential(x, lanes, bind)
+    exponent = bind("exponent", rounded - integer(_ROUNDER_BITS))
+    # Two factors, since 2^n alone leaves the range of float32 at both ends.
+    half = bind("half", T.shift_right(exponent, integer(1)))
+    return y * power_of_two(half) * power_of_two(exponent - half)
+
+
+def exponential_of_nonpositive(x: Any, lanes: int, bind: Bind) -> Any:
+    """``exp(x)`` of float32 lanes that are at most 0, relative error below 3e-7; below -87 it is 0, keeps NaN."""
+    least = splat(T.float32(-87.0), lanes)
+    x = bind("x", x)
+    rounded, y = _reduced_exponential(bind("x", T.max(least, x)), lanes, bind)
+    # y times 2^n is a normal number: n is added to its exponent, the rest of `rounded` is shifted out.
+    exponent = T.shift_left(rounded, splat(T.int32(23), lanes))
+    bits = T.reinterpret(vector_type("int32", lanes), y) + exponent
+    # Zeros rather than next to nothing: products with that are denormal, which take CPUs a hundred cycles.
+    exponential = Select(x < least, splat(T.float32(0), lanes), T.reinterpret(vector_type("float32", lanes), bits))
+    return bind("exponential", exponential)
+
+
+def _reduced_exponential(x: Any, lanes: int, bind: Bind) -> tuple[Any, Any]:
+    """Bind the bits of ``n + _ROUNDER`` and y, where ``exp(x) = 2^n y`` and y is near 1."""
+
+    def constant(value: float) -> Any:
+        return splat(T.float32(value), lanes)
+
     rounded = bind("rounded", multiply_add(x, constant(_LOG2_E), constant(_ROUNDER), lanes))
     n = bind("n", rounded - constant(_ROUNDER))
-    exponent = bind("exponent", T.reinterpret(vector_type("int32", lanes), rounded) - integer(_ROUNDER_BITS))
     r = bind("r", multiply_add(n, constant(-_LN2_HIGH), x, lanes))
     r = bind("r", multiply_add(n, constant(-_LN2_LOW), r, lanes))
     y = constant(_EXP_COEFFICIENTS[0])
     for coefficient in _EXP_COEFFICIENTS[1:]:
         y = multiply_add(y, r, constant(coefficient), lanes)
     y = bind("y", multiply_add(y, r * r, r + constant(1.0), lanes))
-    # Two factors, since 2^n alone leaves the range of float32 at both ends.
-    half = bind("half", T.shift_right(exponent, integer(1)))
-    return y * power_of_two(half) * power_of_two(exponent - half)
+    return bind("rounded", T.reinterpret(vector_type("int32", lanes), rounded)), y
 
 
 def hyperbolic_tangent(x: Any, lanes: int, bind: Bind) -> Any:

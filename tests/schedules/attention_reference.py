@@ -1,5 +1,6 @@
 """Attention and cache updates in NumPy, in float64, and the inputs of a call."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,8 @@ from tvm.tirx import PrimFunc
 
 from hwpq_tvm.schedules.attention import attention
 from hwpq_tvm.schedules.kv_cache import kv_cache_update
+
+from .reference import skip_unless_native
 
 
 @dataclass(frozen=True)
@@ -123,17 +126,30 @@ def run(
     case: Case, update: PrimFunc, attend: PrimFunc, inputs: dict[str, np.ndarray], layer: int, target: dict
 ) -> tuple[np.ndarray, np.ndarray]:
     """Build both functions and call them; returns the cache and the output."""
-    built = tvm.compile(
+    return built(update, attend, target)(case, inputs, layer)
+
+
+def built(
+    update: PrimFunc, attend: PrimFunc, target: dict
+) -> Callable[[Case, dict[str, np.ndarray], int], tuple[np.ndarray, np.ndarray]]:
+    """Build both functions; what comes back calls them on the inputs of a case and a layer."""
+    machine = tvm.target.Target(target)
+    skip_unless_native(machine)
+    module = tvm.compile(
         tvm.IRModule({"update": named(update, "update"), "attend": named(attend, "attend")}),
-        target=tvm.target.Target(target),
+        target=machine,
     )
-    tensors = {name: tvm.runtime.tensor(array) for name, array in inputs.items()}
-    shape = (len(case.past), case.seq_len, case.heads, case.head_dim)
-    out = tvm.runtime.tensor(np.full(shape, np.nan, "float32"))
-    built["update"](tensors["key"], tensors["value"], tensors["past"], tensors["cache"], layer)
-    bias = [tensors["bias"]] if case.bias else []
-    built["attend"](tensors["query"], tensors["cache"], tensors["past"], *bias, layer, out)
-    return tensors["cache"].numpy(), out.numpy()
+
+    def call(case: Case, inputs: dict[str, np.ndarray], layer: int) -> tuple[np.ndarray, np.ndarray]:
+        tensors = {name: tvm.runtime.tensor(array) for name, array in inputs.items()}
+        shape = (len(case.past), case.seq_len, case.heads, case.head_dim)
+        out = tvm.runtime.tensor(np.full(shape, np.nan, "float32"))
+        module["update"](tensors["key"], tensors["value"], tensors["past"], tensors["cache"], layer)
+        bias = [tensors["bias"]] if case.bias else []
+        module["attend"](tensors["query"], tensors["cache"], tensors["past"], *bias, layer, out)
+        return tensors["cache"].numpy(), out.numpy()
+
+    return call
 
 
 def named(func: PrimFunc, name: str) -> PrimFunc:

@@ -4,24 +4,46 @@ from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
+import pytest
 import tvm
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
+from hwpq_tvm.cpu import missing_features
 from hwpq_tvm.schedules.layouts import floats
 from hwpq_tvm.schedules.weight_formats import WEIGHT_FORMATS, WeightFormat
+from hwpq_tvm.targets import cpu_features
 
 from .packers import pack, two_of_four
 
 AVX2 = Target({"kind": "llvm", "mcpu": "x86-64-v3", "num-cores": 2})
+AVX512 = Target({"kind": "llvm", "mcpu": "x86-64-v4", "mattr": ["+avx512vnni"], "num-cores": 2})
 PORTABLE = Target({"kind": "llvm", "mcpu": "x86-64", "num-cores": 2})
-TARGETS = {"avx2": AVX2, "portable": PORTABLE}
+NEON = Target(
+    {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "generic", "mattr": ["+neon", "+dotprod"], "num-cores": 2}
+)
+TARGETS = {"avx512vnni": AVX512, "avx2": AVX2, "portable": PORTABLE}
 
 BY_LABEL = {weights.label: weights for weights in WEIGHT_FORMATS}
 
 
+def lacking(target: Target) -> tuple[str, ...]:
+    """Features that code for a target may use and this CPU lacks: it would die of an illegal instruction."""
+    return missing_features(cpu_features(target))
+
+
+def skip_unless_native(target: Target) -> None:
+    """Skip the test where this CPU can't run code for a target."""
+    if features := lacking(target):
+        pytest.skip(f"this CPU lacks {', '.join(features)}")
+
+
 def compiled(func: PrimFunc, target: Target) -> Callable[..., None]:
-    """Build one TensorIR function; it takes NumPy arrays, and writes the last ones where they lie."""
+    """Build one TensorIR function; it takes NumPy arrays, and writes the last ones where they lie.
+
+    Skips the test where this CPU can't run it.
+    """
+    skip_unless_native(target)
     executable = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target=target)
 
     def run(*arrays: np.ndarray) -> None:

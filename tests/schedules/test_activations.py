@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -8,8 +10,15 @@ from hwpq_tvm.schedules.layouts.tiles import activation_columns
 from . import reference
 
 
-@pytest.mark.parametrize("target", reference.TARGETS)
-@pytest.mark.parametrize("K", [4, 576, 603])
+def built(target: str, lead: tuple, K: int) -> Callable[..., None]:
+    """The description itself, or the kernel of a kind of CPU."""
+    machine = reference.TARGETS["portable" if target == "plain" else target]
+    func = quantize_activations(lead, K)
+    return reference.compiled(func if target == "plain" else registry.schedule(func, machine)[0], machine)
+
+
+@pytest.mark.parametrize("target", ["plain", *reference.TARGETS])
+@pytest.mark.parametrize("K", [1, 17, 576, 603])
 @pytest.mark.parametrize(
     ("lead", "shapes"),
     [
@@ -20,8 +29,7 @@ from . import reference
     ],
 )
 def test_equal_to_numpy(target: str, K: int, lead: tuple, shapes: list) -> None:
-    machine = reference.TARGETS[target]
-    run = reference.compiled(registry.schedule(quantize_activations(lead, K), machine)[0], machine)
+    run = built(target, lead, K)
     rng = np.random.default_rng(K)
     for shape, rows in shapes:
         x = rng.standard_normal((*shape, K)).astype(np.float32) * 10
@@ -35,3 +43,37 @@ def test_equal_to_numpy(target: str, K: int, lead: tuple, shapes: list) -> None:
         np.testing.assert_array_equal(xs, [*scale, *np.ones(rows - M)])
         assert not xq[M:].any()
         assert not xq[:, K:].any()
+
+
+@pytest.mark.parametrize("target", ["avx512vnni", "avx2"])
+def test_quotients_near_the_middle_of_two_codes(target: str) -> None:
+    """Division by way of the reciprocal is exact: a number next to the middle goes to the side where it lies."""
+    M, K = 64, 603
+    run, rng = built(target, (M, 1), K), np.random.default_rng()
+    for exponent in (-25, -3, 0, 20):
+        x = (rng.standard_normal((M, 1, K)) * 10.0**exponent).astype("float32")
+        scale = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+        middles = (rng.integers(-126, 126, x.shape) + np.float32(0.5)) * scale
+        x[:, :, 1:] = np.nextafter(middles, rng.choice([-np.inf, 0, np.inf], x.shape).astype("float32"))[:, :, 1:]
+        xq, xs = reference.untouched((M, activation_columns(K)), "int8"), reference.untouched((M,), "float32")
+        run(x, xq, xs)
+        quantized, scales = reference.quantized_rows(x.reshape(M, K))
+        np.testing.assert_array_equal(xq[:, :K], quantized)
+        np.testing.assert_array_equal(xs, scales)
+
+
+@pytest.mark.parametrize("target", ["plain", "avx512vnni", "avx2", "portable"])
+def test_what_is_not_finite(target: str) -> None:
+    """An infinity is the largest code, and so is a NaN; all else in its row is far below them, and zero."""
+    K = 37
+    run = built(target, (3, 1), K)
+    x = np.random.default_rng().standard_normal((3, 1, K)).astype("float32")
+    x[0, 0, [3, 36]], x[1, 0, 20] = (np.inf, -np.inf), np.nan
+    xq, xs = reference.untouched((8, activation_columns(K)), "int8"), reference.untouched((8,), "float32")
+    run(x, xq, xs)
+    expected = np.zeros((2, K), "int8")
+    expected[0, [3, 36]], expected[1, 20] = (127, -127), 127
+    np.testing.assert_array_equal(xq[:2, :K], expected)
+    assert np.isfinite(xs).all()
+    assert (xs[:2] > 1e36).all()
+    np.testing.assert_array_equal(xq[2, :K], reference.quantized_rows(x[2])[0][0])

@@ -14,6 +14,7 @@ from hwpq_tvm.schedules.cpu.attention import schedule
 from hwpq_tvm.schedules.kv_cache import kv_cache_update
 
 from .attention_reference import dequantized_rows, named, quantized_rows
+from .reference import skip_unless_native
 
 TARGETS = {"plain": None, "portable": {"kind": "llvm"}, "avx2": {"kind": "llvm", "mcpu": "x86-64-v3"}}
 MAX_LEN = 12
@@ -42,10 +43,11 @@ def built_update(target: str, head_dim: int) -> Callable[[np.ndarray, np.ndarray
     func = kv_cache_update(
         layers=1, batch=1, kv_heads=2, head_dim=head_dim, max_len=MAX_LEN, seq_len=None, cache_dtype="int8"
     )
-    options = TARGETS[target] or {"kind": "llvm"}
+    machine = tvm.target.Target(TARGETS[target] or {"kind": "llvm"})
+    skip_unless_native(machine)
     if target != "plain":
-        func = schedule(func, tvm.target.Target(options))
-    built = tvm.compile(tvm.IRModule({"update": named(func, "update")}), target=tvm.target.Target(options))
+        func = schedule(func, machine)
+    built = tvm.compile(tvm.IRModule({"update": named(func, "update")}), target=machine)
 
     def update(key: np.ndarray, value: np.ndarray) -> np.ndarray:
         kv_cache = tvm.runtime.tensor(np.full((1, 2, 1, 2, MAX_LEN, head_dim + 4), 7, "int8"))

@@ -8,7 +8,7 @@ from hwpq_tvm.schedules.compress import contribution
 from hwpq_tvm.schedules.kernel_attr import KERNEL_ATTR, describe, description
 from hwpq_tvm.schedules.weight_formats import WEIGHT_FORMATS
 from hwpq_tvm.scheme import DTYPES, GROUP_SIZES, METRICS, WHOLE_CHANNEL, LayerScheme
-from hwpq_tvm.targets import cpu_features
+from hwpq_tvm.targets import cpu_features, resolve_target
 
 from . import reference
 
@@ -67,6 +67,26 @@ def test_an_unknown_instruction_set_falls_back_and_says_so() -> None:
     func = registry.weight_format(sparsity="2:4", dtype="int8").linear((1, 1), 8, 64)
     _, choice = registry.schedule(func, reference.PORTABLE)
     assert choice == registry.ScheduleChoice("any.sparse24_int8.gemv", "portable")
+
+
+@pytest.mark.parametrize(
+    ("target", "isa", "quality"),
+    [
+        ("cpu:x86-64-v2", "any", "portable"),
+        ("cpu:x86-64-v3", "avx2", "default"),
+        ("cpu:x86-64-v4", "avx2", "default"),
+        ("cpu:skylake-avx512", "avx2", "default"),
+        ("cpu:x86-64-v4-vnni", "avx512vnni", "default"),
+        ("cpu:cascadelake", "avx512vnni", "default"),
+        ("cpu:aarch64", "neon_dotprod", "default"),
+        ("cpu:neoverse-n1", "neon_dotprod", "default"),
+        ("cpu:cortex-a72", "any", "portable"),
+    ],
+)
+def test_a_cpu_gets_the_best_kernel_that_it_can_run(target: str, isa: str, quality: str) -> None:
+    func = registry.weight_format(sparsity="2:4", dtype="int4", group_size=64).linear((1, 1), 8, 64)
+    _, choice = registry.schedule(func, resolve_target(target, threads=2))
+    assert choice == registry.ScheduleChoice(f"{isa}.sparse24_int4.g64.gemv", quality)
 
 
 def test_a_group_size_has_a_kernel_of_its_own() -> None:

@@ -9,9 +9,10 @@ import tvm
 from hwpq_tvm.schedules.cpu.attention import schedule
 from hwpq_tvm.schedules.kernel_attr import description
 
-from ..attention_reference import Case, attended, run, updated_cache
+from ..attention_reference import Case, attended, built, run, updated_cache
 
-AVX2 = {"kind": "llvm", "mcpu": "x86-64-v3"}
+AVX2 = {"kind": "llvm", "mcpu": "x86-64-v3", "num-cores": 2}
+AVX512 = {"kind": "llvm", "mcpu": "x86-64-v4", "num-cores": 3}
 CASES = [
     # Decode: one query; several tiles of keys; a length that ends a tile, starts one, and fills the cache.
     Case(past=(0, 63, 64), heads=9, kv_heads=3, head_dim=64, max_len=300, seq_len=1),
@@ -39,6 +40,34 @@ def test_kernels_compute_attention(case: Case) -> None:
     expected = updated_cache(inputs, layer)
     np.testing.assert_array_equal(cache, expected)
     np.testing.assert_allclose(out, attended(case, inputs, expected, layer), atol=5e-6)
+
+
+# Query heads that share a head of keys: 3, 1, 2, 4, 7, 8; what they need of registers differs, and so does head_dim.
+SHAPES = [(9, 3, 64), (2, 2, 80), (2, 1, 256), (4, 1, 96), (7, 1, 16), (16, 2, 35)]
+
+
+def edge_case(context: int, new: int, heads: int, kv_heads: int, head_dim: int) -> Case:
+    """The last `new` tokens of a context, in a cache that a context of 320 fills."""
+    past = (context - new,)
+    return Case(past, heads, kv_heads, head_dim, max_len=320, seq_len=new, symbolic=new > 1, layers=1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "target"), [*((shape, AVX512) for shape in SHAPES), (SHAPES[0], AVX2), (SHAPES[3], AVX2)], ids=str
+)
+def test_every_length_around_the_edges_of_tiles(shape: tuple[int, int, int], target: dict) -> None:
+    cpu, rng = tvm.target.Target(target), np.random.default_rng(6)
+
+    def check(contexts: list[tuple[int, int]]) -> None:
+        cases = [edge_case(context, new, *shape) for context, new in contexts]
+        call = built(schedule(cases[0].update(), cpu), schedule(cases[0].attention(), cpu), target)
+        for case in cases:
+            inputs = case.inputs(rng)
+            _, out = call(case, inputs, 0)
+            np.testing.assert_allclose(out, attended(case, inputs, updated_cache(inputs, 0), 0), atol=5e-6)
+
+    check([(n, 1) for n in (1, 2, 3, 4, 5, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 191, 255, 256, 257, 319, 320)])
+    check([(new + past, new) for new in (2, 15, 16, 17, 47, 48, 49, 97) for past in (0, 1, 50, 200)])
 
 
 @pytest.mark.parametrize("cache_dtype", ["float32", "int8"])

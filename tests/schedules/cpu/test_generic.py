@@ -9,6 +9,8 @@ from tvm.relax import op
 from hwpq_tvm.schedules.cpu.generic import schedule
 from hwpq_tvm.schedules.kv_cache import kv_cache_update
 
+from ..reference import skip_unless_native
+
 AVX2 = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
 HIDDEN, HEADS, HEAD_DIM, INNER, VOCABULARY = 96, 3, 32, 160, 50
 SYMBOLIC_LENGTH = 37
@@ -80,6 +82,7 @@ def _arguments(func: tvm.tirx.PrimFunc, length: int) -> list[np.ndarray | int]:
 
 
 def _call(func: tvm.tirx.PrimFunc, arguments: list[np.ndarray | int]) -> np.ndarray:
+    skip_unless_native(AVX2)
     built = tvm.compile(func.with_attr("global_symbol", "main"), target=AVX2)
     tensors = [tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
     built["main"](*tensors)

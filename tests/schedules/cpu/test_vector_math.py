@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 import tvm
 
-from hwpq_tvm.schedules.cpu.vector_math import exponential, hyperbolic_tangent, sigmoid, span, sums_of_four
+from hwpq_tvm.schedules.cpu.vector_math import (
+    exponential,
+    exponential_of_nonpositive,
+    hyperbolic_tangent,
+    sigmoid,
+    span,
+    sums_of_four,
+)
 from hwpq_tvm.schedules.tir_builder import argument, let, loop, prim_func, store
+
+from ..reference import skip_unless_native
 
 SIZE = 1 << 16
 
@@ -16,7 +25,9 @@ def _evaluate(function, lanes: int, x: np.ndarray, target: dict) -> np.ndarray:
         with loop("i", x.size // lanes) as i:
             where = span(i * lanes, lanes)
             store(out, [where], function(let("v", source[where]), lanes, let))
-    built = tvm.compile(result[0].with_attr("global_symbol", "main"), target=tvm.target.Target(target))
+    machine = tvm.target.Target(target)
+    skip_unless_native(machine)
+    built = tvm.compile(result[0].with_attr("global_symbol", "main"), target=machine)
     out = tvm.runtime.tensor(np.zeros_like(x))
     built["main"](tvm.runtime.tensor(x), out)
     return out.numpy().astype("float64")
@@ -29,6 +40,16 @@ def test_exponential(lanes: int, target: dict) -> None:
     assert np.abs(_evaluate(exponential, lanes, x, target) / expected - 1).max() < 3e-7
     ends = _evaluate(exponential, lanes, np.array([-np.inf, -200, np.inf, 100, np.nan, 0, 0, 0], "float32"), target)
     np.testing.assert_array_equal(ends, [0, 0, np.inf, np.inf, np.nan, 1, 1, 1])
+
+
+@pytest.mark.parametrize(("lanes", "target"), [(1, {"kind": "llvm"}), (8, {"kind": "llvm", "mcpu": "x86-64-v3"})])
+def test_exponential_of_nonpositive(lanes: int, target: dict) -> None:
+    x = np.concatenate([np.linspace(-87, 0, SIZE), np.linspace(-1e-3, 0, SIZE)]).astype("float32")
+    expected = np.exp(x.astype("float64"))
+    assert np.abs(_evaluate(exponential_of_nonpositive, lanes, x, target) / expected - 1).max() < 3e-7
+    given = np.array([-np.inf, -3e38, -200, -88, np.nan, 0, -0.0, 0], "float32")
+    ends = _evaluate(exponential_of_nonpositive, lanes, given, target)
+    np.testing.assert_array_equal(ends, [0, 0, 0, 0, np.nan, 1, 1, 1])
 
 
 def test_sigmoid_and_tanh() -> None:

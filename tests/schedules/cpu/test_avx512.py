@@ -1,0 +1,65 @@
+"""AVX-512 VNNI: what the inner loops are made of, and groups of blocks that don't divide."""
+
+import numpy as np
+import pytest
+
+from hwpq_tvm.schedules import registry
+from hwpq_tvm.schedules.cpu import avx512_gemm
+from hwpq_tvm.schedules.cpu.linear_int8 import avx512_schedule
+from hwpq_tvm.schedules.cpu.linear_space import Avx512GemmParameters
+from hwpq_tvm.schedules.layouts.tiles import padded_rows
+
+from .. import reference
+from .assembly import assembly, innermost_loops
+from .test_linear_int8 import check
+
+# Vectors of 64 bytes in a tile of a pair of blocks.
+VECTORS = {"sparse24_int8": 8, "sparse24_int4": 8, "dense_int8": 16, "dense_int4": 16}
+
+
+def multiplying_loop(label: str, lead: tuple) -> list[str]:
+    """Instructions of the innermost loop that multiplies most."""
+    scheduled, _ = registry.schedule(reference.BY_LABEL[label].linear(lead, 64, 512), reference.AVX512)
+    return max(innermost_loops(assembly(scheduled, reference.AVX512)), key=lambda loop: len(starting(loop, "vpdpbusd")))
+
+
+def starting(loop: list[str], name: str) -> list[str]:
+    """Instructions of this name."""
+    return [line for line in loop if line.startswith(name)]
+
+
+@pytest.mark.parametrize("group", ["", ".g64"])
+@pytest.mark.parametrize("name", VECTORS)
+def test_the_inner_loop_is_products_and_little_else(name: str, group: str) -> None:
+    """One dot product for each vector and each of 8 tokens; weights are unpacked elsewhere, sums stay in registers."""
+    loop, products = multiplying_loop(name + group, (1, "seq_len")), 8 * VECTORS[name]
+    dots = starting(loop, "vpdpbusd")
+    assert len(dots) == products
+    assert all(line.count("%zmm") == 3 for line in dots)
+    assert len(starting(loop, "vpshufb")) == (products if name.startswith("sparse24") else 0)
+    assert len(starting(loop, "vpbroadcast")) + len(starting(loop, "vbroadcast")) == products
+    assert not starting(loop, "vpternlog")
+    # Beside these a load for each vector of weights and of shuffles, and what scales the sums of 8 tokens.
+    assert len(loop) < products * (3 if name.startswith("sparse24") else 2) + 60
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_one_token_keeps_its_sums_in_registers(name: str) -> None:
+    loop = multiplying_loop(name, (1, 1))
+    assert len(starting(loop, "vpdpbusd")) == 4 * VECTORS[name]
+    assert not any("%rsp" in line for line in loop)
+
+
+@pytest.mark.parametrize("label", ["sparse24_int4.g64", "dense_int8", "dense_int4.g32", "sparse24_int8.g128"])
+@pytest.mark.parametrize(("N", "near_blocks"), [(1, None), (8 * 13, 3)])
+def test_shares_that_do_not_divide(
+    label: str, N: int, near_blocks: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lone block, and odd blocks in tasks, tiles of weights in stretches, tiles of activations in groups."""
+    monkeypatch.setattr(avx512_gemm, "BLOCK_TILES", 4)
+    monkeypatch.setattr(avx512_gemm, "MOST_TILES", 2)
+    M, K = 25, 4 if N == 1 else 516
+    parameters = near_blocks and Avx512GemmParameters(near_blocks)
+    scheduled = avx512_schedule(reference.BY_LABEL[label].linear((1, M), N, K), reference.AVX512, parameters)
+    run = reference.compiled(scheduled, reference.AVX512)
+    check(run, np.random.default_rng(N), label, (1, M), N, K, rows=padded_rows(M))
