@@ -1,63 +1,127 @@
-"""Speed of compiled models: prefill and decode, measured apart."""
+"""Speed of compiled models: prefill and decode, measured apart, and where their time goes."""
 
-import statistics
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .errors import GenerationError
+from .memory import peak_memory
 from .progress import track
 from .runtime.compiled_model import CompiledModel
+from .runtime.profile import Profile, profile, recorded
 from .runtime.session import Session
 from .runtime.tvm_runtime import threads_in_use
 
 
 @dataclass(frozen=True, slots=True)
-class BenchmarkResult:
-    """Medians over the repeats.
+class Speed:
+    """Speed at one length.
 
     Parameters
     ----------
-    prefill_tokens_per_second
-        Tokens of the prompt by the time of one `prefill` call.
-    decode_tokens_per_second
-        New tokens, the most likely one each time, by the time of their `decode` calls.
+    length
+        Tokens of the prompt, for prefill; tokens in the KV cache before the first new one, for decode.
+    tokens_per_second
+        Median of the repeats.
+    quartiles
+        First and third quartile of the repeats, in tokens per second.
+    """
+
+    length: int
+    tokens_per_second: float
+    quartiles: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkResult:
+    """What was measured of one model.
+
+    Parameters
+    ----------
+    prefill
+        Tokens of the prompt by the time of one `prefill` call, for each length.
+    decode
+        New tokens, the most likely one each time, by the time of their `decode` calls, for each length of context.
     weight_bytes
         Bytes of all weights, scales and metadata among them.
+    decode_weight_bytes
+        Bytes of the weights that the linear layers of one `decode` call read.
+    kv_cache_bytes
+        Bytes of the KV cache, filled or not.
+    peak_memory_bytes
+        The most that the process had resident, with all models that were measured together.
     threads
         Threads that the kernels ran on.
-    prompt_length, new_tokens, repeat
+    new_tokens, repeat
         What was measured.
     """
 
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
+    prefill: tuple[Speed, ...]
+    decode: tuple[Speed, ...]
     weight_bytes: int
+    decode_weight_bytes: int
+    kv_cache_bytes: int
+    peak_memory_bytes: int
     threads: int
-    prompt_length: int
     new_tokens: int
     repeat: int
 
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Median at the first length of the prompt."""
+        return self.prefill[0].tokens_per_second
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Median at the first length of context."""
+        return self.decode[0].tokens_per_second
+
+    @property
+    def prompt_length(self) -> int:
+        """First length of the prompt."""
+        return self.prefill[0].length
+
+    @property
+    def context(self) -> int:
+        """First length of context."""
+        return self.decode[0].length
+
+    def decode_bytes_per_second(self, speed: Speed) -> float:
+        """Weights that decoding at that speed reads."""
+        return self.decode_weight_bytes * speed.tokens_per_second
+
     def to_json(self) -> dict[str, Any]:
-        """The fields as a JSON value."""
-        return asdict(self)
+        """The figures as a JSON value: those of the first lengths, then those of all."""
+        return {
+            "prefill_tokens_per_second": self.prefill_tokens_per_second,
+            "decode_tokens_per_second": self.decode_tokens_per_second,
+            "weight_bytes": self.weight_bytes,
+            "threads": self.threads,
+            "prompt_length": self.prompt_length,
+            "context": self.context,
+            "new_tokens": self.new_tokens,
+            "repeat": self.repeat,
+            "decode_weight_bytes": self.decode_weight_bytes,
+            "decode_weight_bytes_per_second": self.decode_bytes_per_second(self.decode[0]),
+            "kv_cache_bytes": self.kv_cache_bytes,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "prefill": [{"prompt_length": speed.length, **_rates(speed)} for speed in self.prefill],
+            "decode": [{"context": speed.length, **_rates(speed)} for speed in self.decode],
+        }
 
 
-def benchmark(
-    model: CompiledModel, *, prompt_length: int = 256, new_tokens: int = 64, repeat: int = 5, progress: bool = True
-) -> BenchmarkResult:
-    """Measure one model; see `compare`."""
-    options = {"prompt_length": prompt_length, "new_tokens": new_tokens, "repeat": repeat}
-    return compare({"model": model}, **options, progress=progress)["model"]
+def _rates(speed: Speed) -> dict[str, Any]:
+    return {"tokens_per_second": speed.tokens_per_second, "quartiles": list(speed.quartiles)}
 
 
 def compare(
     models: Mapping[str, CompiledModel],
     *,
-    prompt_length: int = 256,
+    prompt_lengths: Sequence[int] = (256,),
+    contexts: Sequence[int] | None = None,
     new_tokens: int = 64,
     repeat: int = 5,
     progress: bool = True,
@@ -68,57 +132,135 @@ def compare(
     ----------
     models
         Causal language models by name.
-    prompt_length
-        Tokens of the prompt: random ids, the same in every repeat.
+    prompt_lengths
+        Tokens of the prompts: random ids, the same in every repeat.
+    contexts
+        Tokens in the KV cache before decoding starts; by default, it follows each of the prompts.
     new_tokens
-        Tokens to decode after it; end tokens don't stop it.
+        Tokens to decode; end tokens don't stop it.
     repeat
-        Measurements of each model, after one that does not count.
+        Measurements of each model at each length, after one that does not count.
     progress
         Whether to show progress on stderr (never when stderr is no terminal).
 
     Returns
     -------
     dict of str to BenchmarkResult
-        Medians by name.
+        Medians and quartiles by name.
 
     Raises
     ------
     GenerationError
         When a number is below 1, or the tokens don't fit a model's max_seq_len.
     """
-    for name, value in (("prompt_length", prompt_length), ("new_tokens", new_tokens), ("repeat", repeat)):
-        if value < 1:
-            raise GenerationError(f"{name}={value}: expected at least 1.")
-    for name, model in models.items():
-        if prompt_length + new_tokens > model.generation.max_seq_len:
-            raise GenerationError(
-                f"{name}: prompt_length={prompt_length} and new_tokens={new_tokens} don't fit max_seq_len="
-                f"{model.generation.max_seq_len}. Lower one of them, or build with a larger max_seq_len."
-            )
+    contexts = prompt_lengths if contexts is None else contexts
+    _check(models, prompt_lengths, contexts, new_tokens, repeat)
     sessions = {name: Session(model) for name, model in models.items()}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    lengths = dict.fromkeys((*prompt_lengths, *contexts))
+    seconds: dict[tuple[str, int], list[tuple[float, float]]] = {(name, n): [] for name in models for n in lengths}
     threads: dict[str, int] = {}
-    turns = [(turn, name) for turn in range(repeat + 1) for name in models]
-    for turn, name in track(turns, "benchmark", progress):
-        session = sessions[name]
-        ids = np.random.default_rng(0).integers(0, models[name].generation.vocab_size, prompt_length)
-        measured = _measure(session, ids, new_tokens)
+    turns = [(turn, length, name) for turn in range(repeat + 1) for length in lengths for name in models]
+    for turn, length, name in track(turns, "benchmark", progress):
+        measured = _measure(sessions[name], _prompt(models[name], length), new_tokens if length in contexts else 0)
         threads[name] = threads_in_use()
         if turn:
-            seconds[name].append(measured)
+            seconds[name, length].append(measured)
+    peak = peak_memory()
     return {
         name: BenchmarkResult(
-            prefill_tokens_per_second=prompt_length / statistics.median(prefill for prefill, _ in seconds[name]),
-            decode_tokens_per_second=new_tokens / statistics.median(decode for _, decode in seconds[name]),
+            prefill=tuple(_speed(n, n, [prefill for prefill, _ in seconds[name, n]]) for n in prompt_lengths),
+            decode=tuple(_speed(n, new_tokens, [decode for _, decode in seconds[name, n]]) for n in contexts),
             weight_bytes=sum(array.nbytes for array in model.params.values()),
+            decode_weight_bytes=_decode_weight_bytes(model, sessions[name]),
+            kv_cache_bytes=model.generation.kv_cache_bytes,
+            peak_memory_bytes=peak,
             threads=threads[name],
-            prompt_length=prompt_length,
             new_tokens=new_tokens,
             repeat=repeat,
         )
         for name, model in models.items()
     }
+
+
+def profile_steps(
+    model: CompiledModel, *, prompt_length: int = 256, context: int = 256, repeat: int = 20
+) -> dict[str, Profile]:
+    """Where the time of a prefill and of a decode step goes.
+
+    Parameters
+    ----------
+    model
+        A causal language model.
+    prompt_length
+        Tokens of the prompt.
+    context
+        Tokens in the KV cache before the one that is decoded.
+    repeat
+        Decode steps to measure with callbacks, and as many without; a quarter of it for the prefill.
+
+    Returns
+    -------
+    dict of str to Profile
+        Of "prefill" and "decode".
+
+    Raises
+    ------
+    GenerationError
+        When the tokens don't fit the model's max_seq_len.
+    """
+    _check({"model": model}, [prompt_length], [context], 1, repeat)
+    session = Session(model)
+    prompt = _prompt(model, prompt_length)
+
+    def prefill() -> None:
+        session.reset()
+        session.prefill(prompt)
+
+    profiles = {"prefill": profile(model, prefill, repeat=max(repeat // 4, 1))}
+    session.reset()
+    token = int(session.prefill(_prompt(model, context))[0].argmax())
+
+    def decode() -> None:
+        session.length = context
+        session.decode(token)
+
+    return {**profiles, "decode": profile(model, decode, repeat=repeat)}
+
+
+def _check(
+    models: Mapping[str, CompiledModel],
+    prompt_lengths: Sequence[int],
+    contexts: Sequence[int],
+    new_tokens: int,
+    repeat: int,
+) -> None:
+    if not prompt_lengths or not contexts:
+        raise GenerationError("no lengths: expected at least one of the prompt and one of the context.")
+    numbers = [("prompt_length", prompt_lengths), ("context", contexts)]
+    for name, values in (*numbers, ("new_tokens", [new_tokens]), ("repeat", [repeat])):
+        if bad := [value for value in values if value < 1]:
+            raise GenerationError(f"{name}={bad[0]}: expected at least 1.")
+    for name, model in models.items():
+        limit = model.generation.max_seq_len
+        cure = f"max_seq_len={limit}. Lower one of them, or build with a larger max_seq_len."
+        if max(prompt_lengths) > limit:
+            raise GenerationError(f"{name}: prompt_length={max(prompt_lengths)} does not fit {cure}")
+        if max(contexts) + new_tokens > limit:
+            raise GenerationError(f"{name}: context={max(contexts)} and new_tokens={new_tokens} don't fit {cure}")
+
+
+def _prompt(model: CompiledModel, length: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, model.generation.vocab_size, length)
+
+
+def _speed(length: int, tokens: int, seconds: Sequence[float]) -> Speed:
+    low, middle, high = np.quantile(np.asarray(seconds), (0.25, 0.5, 0.75))
+    return Speed(length, float(tokens / middle), (float(tokens / high), float(tokens / low)))
+
+
+def _decode_weight_bytes(model: CompiledModel, session: Session) -> int:
+    session.reset()
+    return sum(call.weight_bytes for call in recorded(model, lambda: session.decode(0)))
 
 
 def _measure(session: Session, ids: np.ndarray, new_tokens: int) -> tuple[float, float]:

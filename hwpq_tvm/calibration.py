@@ -94,6 +94,7 @@ def observe(
     *,
     parameters: ParameterSource | None = None,
     memory_budget: int | None = None,
+    threads: int | None = None,
     progress: bool = True,
 ) -> Observation:
     """Run token windows through the float model and add up squares and Gram matrices of the linears' inputs.
@@ -112,6 +113,8 @@ def observe(
     memory_budget
         Bytes that Gram matrices and weights may take. What the Gram matrices leave holds as many float32 weights as it
         can; the others are read again for every window, one at a time. By default half of the memory there is.
+    threads
+        Threads to run on; by default every core that this process may use.
     progress
         Whether to show progress.
 
@@ -130,7 +133,8 @@ def observe(
     if not squares and not grams:
         return Observation({}, {}, windows.tokens, windows.source, peak_memory())
     budget = default_memory_budget() if memory_budget is None else memory_budget
-    totals = _add_up(imported, squares, grams, windows, parameters or imported.parameters, budget, progress)
+    target = host_target(threads=threads)
+    totals = _add_up(imported, target, squares, grams, windows, parameters or imported.parameters, budget, progress)
     return Observation(
         squares={name: totals.pop((1, name)) for name in dict.fromkeys(squares.values())},
         # Each float64 total makes place for the next float32 matrix.
@@ -143,6 +147,7 @@ def observe(
 
 def _add_up(
     imported: ImportedModel,
+    target: tvm.target.Target,
     squares: Mapping[str, str],
     grams: Mapping[str, str],
     windows: CalibrationWindows,
@@ -151,7 +156,7 @@ def _add_up(
     progress: bool,
 ) -> dict[tuple[int, str], np.ndarray]:
     """Totals of all windows by (axes, name). What they were made with (code, cache, weights) is gone on return."""
-    run, accumulator_types, cache_type = _compile(imported, squares, grams)
+    run, accumulator_types, cache_type = _compile(imported, target, squares, grams)
     totals = {key: _zeros(type_) for key, type_ in accumulator_types.items()}
     layers = {(1, name): layer_name(weight) for weight, name in squares.items()}
     layers |= {(2, name): layer_name(weight) for weight, name in grams.items()}
@@ -168,13 +173,12 @@ def _add_up(
 
 
 def _compile(
-    imported: ImportedModel, squares: Mapping[str, str], grams: Mapping[str, str]
+    imported: ImportedModel, target: tvm.target.Target, squares: Mapping[str, str], grams: Mapping[str, str]
 ) -> tuple[Callable[..., Any], dict[tuple[int, str], relax.TensorType], relax.TensorType]:
-    """Compile `observe` for the host: the function, the types of its accumulators by (axes, name), and its cache's."""
+    """Compile `observe`: the function, the types of its accumulators by (axes, name), and its cache's."""
     mod = tvm.transform.Sequential([ObserveInputs("prefill", squares, grams), FloatLinears(OBSERVE)])(imported.module)
     function = mod[OBSERVE]
     first, last = (int(f.attrs["num_input"]) for f in (imported.module["prefill"], function))
-    target = host_target()
     use_threads(int(target.attrs["num-cores"]))
     with tempfile.TemporaryDirectory(prefix="hwpq-calibrate-") as folder:
         library = Path(folder) / "observe.so"

@@ -14,6 +14,7 @@ from tvm import relax, tirx
 
 from .calibration import Calibration, calibration_windows
 from .config import HWPQConfig
+from .cpu import host_cores
 from .errors import ConfigError, ImportModelError
 from .finished_layers import FinishedLayers, fingerprint
 from .importers import ImportedModel, import_model
@@ -64,7 +65,7 @@ def build(
     max_seq_len
         Tokens, prompt and answer together, that the KV cache holds.
     threads
-        Threads that the compiled model runs with; by default every core of this machine.
+        Threads that calibration, compression and the compiled model run with; by default every core of this machine.
     work_dir
         Folder that keeps each layer (in `layers`) as soon as it is compressed, to be removed by whoever named it, and
         the compiled library while the model lives; by default layers are kept in memory only, and the library among the
@@ -126,6 +127,7 @@ def build(
         memory_budget=memory_budget,
         sequential=config.sequential,
         clock=clock,
+        threads=min(int(resolved.attrs["num-cores"]), host_cores()),
         progress=progress,
         dump=dump,
     )

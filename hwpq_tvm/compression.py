@@ -38,6 +38,7 @@ def compress_groups(
     finished: FinishedLayers,
     *,
     progress: bool,
+    threads: int | None = None,
     dump: Dump = no_dump,
 ) -> None:
     """Compile the compression of some groups for the host and run it, one layer in memory at a time.
@@ -57,6 +58,8 @@ def compress_groups(
         `schedules.compress.quantization`), `NAME.seconds` and, where it was reconstructed, `NAME.output_error`.
     progress
         Whether to show progress.
+    threads
+        Threads to run on; by default every core that this process may use.
     dump
         As for `compile_module`.
 
@@ -79,7 +82,7 @@ def compress_groups(
             tvm.register_global_func(get_name, noting(lambda index: as_tensor(source.get(*inputs[index]))))
             tvm.register_global_func(put_name, noting(lambda index, value: sink.put(outputs[index], as_array(value))))
             try:
-                _run(mod, (get_name, put_name), sink, dump)
+                _run(mod, host_target(threads=threads), (get_name, put_name), sink, dump)
             finally:
                 tvm_ffi.remove_global_func(get_name)
                 tvm_ffi.remove_global_func(put_name)
@@ -90,8 +93,7 @@ def compress_groups(
         )
 
 
-def _run(mod: tvm.IRModule, lazy: tuple[str, str], sink: "_Outputs", dump: Dump) -> None:
-    target = host_target()
+def _run(mod: tvm.IRModule, target: tvm.target.Target, lazy: tuple[str, str], sink: "_Outputs", dump: Dump) -> None:
     with tempfile.TemporaryDirectory(prefix="hwpq-compress-") as folder:
         library = Path(folder) / "transform.so"
         compile_module(mod, target, library, lazy=lazy, dump=lambda phase, m: dump(f"transform_{phase}", m))

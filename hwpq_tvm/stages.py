@@ -90,6 +90,7 @@ def compress_model(
     memory_budget: int,
     sequential: bool,
     clock: Clock,
+    threads: int,
     progress: bool,
     dump: Dump,
 ) -> CalibrationSummary:
@@ -111,6 +112,8 @@ def compress_model(
         Whether later parts of the model are calibrated behind the compressed earlier ones.
     clock
         Times the phases "calibrate" and "compress".
+    threads
+        Threads of this machine to run both on.
     progress, dump
         As for `compress_groups`.
 
@@ -136,12 +139,14 @@ def compress_model(
             if windows is not None:
                 with clock("calibrate"):
                     with_gram = {group.input for group in together if group.needs_gram}
-                    seen = _observe(imported, todo, with_gram, windows, source, memory_budget, progress=progress)
+                    seen = _observe(imported, todo, with_gram, windows, source, memory_budget, threads, progress)
                 squares, grams = seen.squares, seen.grams
                 summary.passes, summary.peak_bytes = summary.passes + 1, seen.peak_bytes
                 del seen
             with clock("compress"):
-                compress_groups(todo, imported.parameters, squares, grams, finished, progress=progress, dump=dump)
+                compress_groups(
+                    todo, imported.parameters, squares, grams, finished, threads=threads, progress=progress, dump=dump
+                )
             del squares, grams  # before the next ones are collected
         earlier += part
     return summary
@@ -154,7 +159,7 @@ def _observe(
     windows: CalibrationWindows,
     source: ParameterSource,
     memory_budget: int,
-    *,
+    threads: int,
     progress: bool,
 ) -> Observation:
     """Collect Gram matrices of the inputs `with_gram`, whose diagonals are their squares, and the others' squares."""
@@ -166,6 +171,7 @@ def _observe(
         windows,
         parameters=source,
         memory_budget=memory_budget,
+        threads=threads,
         progress=progress,
     )
     diagonals = {

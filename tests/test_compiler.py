@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import hwpq_tvm
-from hwpq_tvm import HWPQConfig, LayerScheme, compiler
+from hwpq_tvm import HWPQConfig, LayerScheme, calibration, compiler, compression
 from hwpq_tvm.errors import ConfigError, HwpqError, PlanError, TargetError
 from hwpq_tvm.importers import sources
 from tests.tiny_hf import save, tiny_llama, tiny_qwen2
@@ -124,3 +124,15 @@ def test_sequential_calibration_sees_compressed_layers(monkeypatch):
     assert (usual.params[last] != sequential.params[last]).any()
     assert sequential.report["calibration"]["sequential"]
     assert sequential.report["calibration"]["passes"] == 2
+
+
+def test_a_build_calibrates_and_compresses_on_the_threads_it_is_given(monkeypatch):
+    counts = []
+    for module in (calibration, compression):
+        monkeypatch.setattr(module, "use_threads", counts.append)
+    config = HWPQConfig(default=LayerScheme(reconstruct="none"))
+    model = hwpq_tvm.build(
+        tiny_llama(), "cpu", config=config, calibration=TOKENS, max_seq_len=16, threads=1, progress=False
+    )
+    assert counts == [1, 1]
+    assert model.threads == 1

@@ -6,7 +6,7 @@ from rich.console import Console
 from tiny_model import chain
 
 from hwpq_tvm import demo, evaluate
-from hwpq_tvm.benchmark import BenchmarkResult
+from hwpq_tvm.benchmark import BenchmarkResult, Speed
 from hwpq_tvm.errors import DependencyError
 
 
@@ -32,12 +32,17 @@ def stage(monkeypatch, compiler_stub, tiny, tmp_path):
         demo.benchmark,
         "compare",
         lambda models, **_: {
-            name: BenchmarkResult(100.0 + i, 10.0 + i, 1, 2, 256, 64, 3) for i, name in enumerate(models)
+            name: BenchmarkResult(speed(100.0 + i), speed(10.0 + i), 1, 1, 1, 1, threads=2, new_tokens=64, repeat=3)
+            for i, name in enumerate(models)
         },
     )
     monkeypatch.setattr(demo, "PROMPT", "sky?")
     monkeypatch.setattr(demo, "_evaluation_text", lambda: "text")
     return source, built
+
+
+def speed(tokens_per_second):
+    return (Speed(256, tokens_per_second, (tokens_per_second, tokens_per_second)),)
 
 
 def run(tmp_path):

@@ -57,7 +57,7 @@ def add_parser(verbs: Verbs, common: argparse.ArgumentParser) -> None:
         "--memory-budget", type=float, metavar="GB", help="memory for calibration (default: half of what is free)"
     )
     parser.add_argument("--max-seq-len", type=int, default=2048, metavar="N", help="prompt and answer (default 2048)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads to run with (default: all cores)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads to build and run with (default: all cores)")
     parser.add_argument("--resume", action="store_true", help="go on with a build into the same --out that was stopped")
     parser.add_argument("--debug-dump", type=Path, metavar="DIR", help="write the module here after each phase")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from ..runtime.compiled_model import CompiledModel
 
+ARTIFACT_HELP = "folder that `hwpq build --out` wrote"
+
 Verbs = Any  # argparse's type of what add_subparsers returns is private
 
 
@@ -28,7 +30,12 @@ def add_verb(
 
 def add_artifact(parser: argparse.ArgumentParser) -> None:
     """Add the artefact folder and the number of threads."""
-    parser.add_argument("artifact", metavar="DIR", type=Path, help="folder that `hwpq build --out` wrote")
+    parser.add_argument("artifact", metavar="DIR", type=Path, help=ARTIFACT_HELP)
+    add_threads(parser)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add the number of threads."""
     parser.add_argument(
         "--threads",
         type=int,
@@ -38,17 +45,22 @@ def add_artifact(parser: argparse.ArgumentParser) -> None:
 
 
 def load_model(options: argparse.Namespace) -> "CompiledModel":
-    """Load the artefact with a progress bar, and set its threads."""
+    """Load the artefact that `add_artifact` added, and set its threads."""
+    return load_artifact(options.artifact, options.threads)
+
+
+def load_artifact(path: Path, threads: int | None) -> "CompiledModel":
+    """Load an artefact with a progress bar, and set its threads."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     from ..runtime.artifact import load
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=error_console(), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(f"load {options.artifact}", total=None)
-        model = load(options.artifact, progress=lambda done, total: bar.update(task, completed=done, total=total))
-    if options.threads is not None:
-        model.threads = options.threads
+        task = bar.add_task(f"load {path}", total=None)
+        model = load(path, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    if threads is not None:
+        model.threads = threads
     return model
 
 

@@ -40,6 +40,8 @@ class CompiledModel:
     ----------
     library, manifest, report, tokenizer_files
         As above.
+    machine
+        What runs the entry functions.
     """
 
     def __init__(
@@ -58,8 +60,8 @@ class CompiledModel:
         self.tokenizer_files = tokenizer_files
         self._keep_alive = keep_alive
         self._params = [_parameter(params, spec) for spec in manifest.parameters]
-        machine = VirtualMachine(library)
-        self._entries = {name: machine.entry(name) for name in manifest.entries}
+        self.machine = VirtualMachine(library)
+        self._entries = {name: self.machine.entry(name) for name in manifest.entries}
         self._threads: int | None = None
         self._lock = threading.Lock()
         self._missing = missing_features(manifest.required_features)

@@ -139,3 +139,11 @@ class VirtualMachine:
     def entry(self, name: str) -> Callable[..., Any]:
         """Entry function `name`."""
         return self._module[name]
+
+    def instrument(self, function: Any | None) -> None:
+        """Let `function` be called before and after every call that the machine makes; None ends it.
+
+        Its arguments: the callee, its name, whether the call is yet to come, the result (of a call that was), and the
+        callee's arguments.
+        """
+        self._module["set_instrument"](function)

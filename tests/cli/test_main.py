@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_model import EOS, Reference, V, chain, random_weights, report
+from tiny_model import EOS, Reference, chain, random_weights, report
 
 from hwpq_tvm.cli import common, main, run
 from hwpq_tvm.cli.build import config_of
@@ -57,14 +57,6 @@ def test_eval_writes_the_json_of_the_design(capsys, tiny_artifact, tmp_path):
     assert out == f"perplexity {result['perplexity']:.4f} (18 tokens, 2 windows of at most 10)\n"
 
 
-def test_bench_writes_the_json_of_the_design(capsys, tiny_artifact, tmp_path):
-    options = ["--prompt-length", "8", "--new-tokens", "4", "--repeat", "1", "--json", tmp_path / "r.json"]
-    out = output(capsys, "bench", tiny_artifact, *options).out
-    result = json.loads((tmp_path / "r.json").read_text())
-    assert result["weight_bytes"] == 8 * V * V
-    assert out.startswith(f"prefill {result['prefill_tokens_per_second']:.1f} tokens/s (8 tokens), decode ")
-
-
 def test_inspect_shows_every_layer_and_its_reason(capsys, tiny_artifact, tmp_path):
     out = output(capsys, "inspect", tiny_artifact, "--json", tmp_path / "r.json").out
     rows = {line.split()[0]: line for line in out.splitlines() if line.startswith("model.")}
@@ -90,7 +82,8 @@ def test_inspect_shows_every_layer_and_its_reason(capsys, tiny_artifact, tmp_pat
         (["eval", "{artifact}", "--text", "{absent}"], "can't be read (No such file or directory). Name a text file."),
         (["eval", "{artifact}", "--text", "{binary}"], "is not UTF-8 text"),
         (["bench", "{artifact}", "--repeat", "0"], "repeat=0"),
-        (["bench", "{artifact}"], "don't fit max_seq_len=24"),
+        (["bench", "{artifact}"], "prompt_length=256 does not fit max_seq_len=24"),
+        (["bench", "{artifact}", "{absent}"], "no such folder"),
         (["inspect", "{artifact}", "--json", "{absent}/x.json"], "x.json: can't be written"),
         (["build", "model"], "--out is missing"),
         (["build", "model", "--out", "{binary}"], "binary: is not a folder"),
