@@ -6,8 +6,7 @@ from tvm import relax
 from hwpq_tvm.schedules.gate import Activation, gate
 
 from .columns import columns, distinct
-from .dataflow import Dataflow, float_rows, functions, same_type
-from .linears import bindings
+from .dataflow import Dataflow, float_rows, same_type
 from .replace_kernels import Replacement, quantizations, replace_kernels
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -77,8 +76,4 @@ class FuseGate:
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Return the module with fused gates."""
-        for gvar, function in functions(mod):
-            dataflow = Dataflow(mod, function)
-            matches = [_match(dataflow, binding.var) for binding in bindings(function)]
-            mod = replace_kernels(mod, gvar, function, [match for match in matches if match is not None])
-        return mod
+        return replace_kernels(mod, _match)

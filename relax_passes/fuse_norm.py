@@ -5,8 +5,7 @@ from tvm import relax
 
 from hwpq_tvm.schedules.norm import norm
 
-from .dataflow import Dataflow, float_rows, functions, same_type
-from .linears import bindings
+from .dataflow import Dataflow, float_rows, same_type
 from .norms import Norm, find_norm
 from .replace_kernels import Replacement, quantizations, replace_kernels
 
@@ -74,8 +73,4 @@ class FuseNorm:
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Return the module with fused normalisations."""
-        for gvar, function in functions(mod):
-            dataflow = Dataflow(mod, function)
-            matches = [_match(dataflow, binding.var) for binding in bindings(function)]
-            mod = replace_kernels(mod, gvar, function, [match for match in matches if match is not None])
-        return mod
+        return replace_kernels(mod, _match)

@@ -11,7 +11,6 @@ from hwpq_tvm.schedules.rotary import rotary_update
 
 from .columns import Columns, columns, distinct
 from .dataflow import Dataflow, functions, has_known_features, is_float, is_last_axis
-from .linears import bindings
 from .norms import Norm, either_order, find_norm
 from .replace_kernels import Replacement, replace_kernels
 
@@ -193,11 +192,7 @@ class FuseRotary:
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Return the module with fused updates, and without the update kernels that nothing calls any more."""
-        for gvar, function in functions(mod):
-            dataflow = Dataflow(mod, function)
-            matches = [_match(dataflow, binding.var) for binding in bindings(function)]
-            mod = replace_kernels(mod, gvar, function, [match for match in matches if match is not None])
-        return _without_unused_updates(mod)
+        return _without_unused_updates(replace_kernels(mod, _match))
 
 
 def _without_unused_updates(mod: tvm.IRModule) -> tvm.IRModule:

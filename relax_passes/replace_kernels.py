@@ -1,14 +1,15 @@
 """Puts a call of one kernel in the place of several bindings."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import tvm
 from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from .dataflow import Dataflow
+from .dataflow import Dataflow, functions
 from .kernel_calls import call_kernel
+from .linears import bindings
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +62,21 @@ class _Replace(PyExprMutator):
             super().visit_var_binding_(binding)
 
 
-def replace_kernels(
-    mod: tvm.IRModule, gvar: tvm.ir.GlobalVar, function: relax.Function, replacements: list[Replacement]
-) -> tvm.IRModule:
-    """Apply replacements to a function of a module; what is read no more is left to dead code elimination."""
-    if not replacements:
-        return mod
-    rewriter = _Replace(mod.clone(), replacements)
-    body = rewriter.visit_expr(function.body)
-    mod = rewriter.builder_.get()
-    mod[gvar] = relax.Function(function.params, body, function.ret_ty, function.is_pure, attrs=function.attrs)
+def replace_kernels(mod: tvm.IRModule, match: Callable[[Dataflow, relax.Var], Replacement | None]) -> tvm.IRModule:
+    """Apply, in every Relax function, the replacements that `match` finds at the variables that are bound.
+
+    What is read no more is left to dead code elimination.
+    """
+    for gvar, function in functions(mod):
+        dataflow = Dataflow(mod, function)
+        found = [match(dataflow, binding.var) for binding in bindings(function)]
+        replacements = [replacement for replacement in found if replacement is not None]
+        if not replacements:
+            continue
+        rewriter = _Replace(mod.clone(), replacements)
+        body = rewriter.visit_expr(function.body)
+        mod = rewriter.builder_.get()
+        mod[gvar] = relax.Function(function.params, body, function.ret_ty, function.is_pure, attrs=function.attrs)
     return mod
 
 

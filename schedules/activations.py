@@ -11,7 +11,7 @@ from hwpq_tvm.schedules.compress.quantization import quantize, scale_of
 from hwpq_tvm.schedules.compress.vectors import MAGNITUDE
 from hwpq_tvm.schedules.kernel_attr import describe
 from hwpq_tvm.schedules.layouts.tiles import activation_columns, padded_rows
-from hwpq_tvm.schedules.lead import lead_dims, row_count, row_index
+from hwpq_tvm.schedules.lead import known_sizes, lead_dims, row_count, row_index
 from hwpq_tvm.schedules.tir_builder import argument, let, loop, otherwise, prim_func, store, then
 
 
@@ -47,11 +47,6 @@ def _quantize_activations(lead: tuple[int | str, ...], K: int) -> PrimFunc:
 
         each_row(M, quantize_row, out)
     return describe(result[0], op="quantize_activations", lead=known_sizes(lead), K=K)
-
-
-def known_sizes(lead: Sequence[int | str]) -> list[int]:
-    """Leading dimensions as a description holds them: -1 for a symbolic one."""
-    return [-1 if isinstance(size, str) else size for size in lead]
 
 
 class QuantizedRows:

@@ -14,6 +14,10 @@ from hwpq_tvm.schedules.layouts.tiles import ROWS, STEP
 
 Parts = Mapping[str, Any]
 
+# Adding 1.5 * 2^23 rounds a float32 to an integer, half to even, and leaves that integer in the low bits.
+ROUNDER = 12582912.0
+ROUNDER_BITS = 0x4B400000
+
 # What lies between a float32 and the number whose exponent and mantissa bits were shifted into its place.
 _EXPONENT_GAPS = {"float16": 127 - 15, "uint8": 127 - 7}
 

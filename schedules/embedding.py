@@ -9,7 +9,7 @@ from tvm.tirx import PrimFunc
 from hwpq_tvm.schedules.elements import dense_element
 from hwpq_tvm.schedules.kernel_attr import describe
 from hwpq_tvm.schedules.layouts import packed as layouts
-from hwpq_tvm.schedules.lead import lead_dims, row_count, row_index
+from hwpq_tvm.schedules.lead import known_sizes, lead_dims, row_count, row_index
 from hwpq_tvm.schedules.tir_builder import argument, let, loop, prim_func, store
 
 
@@ -49,6 +49,6 @@ def _embedding(weight_format: str, lead: tuple[int | str, ...], N: int, K: int, 
             n = let("n", ids[tuple(at)])
             with loop("k", K) as k:
                 store(out, [*at, k], dense_element(weight_format, group_size, parts, n, k))
-    sizes: list[Any] = [-1 if isinstance(size, str) else size for size in lead]
     fields: dict[str, Any] = {} if group_size is None else {"group_size": group_size}
-    return describe(result[0], op="embedding", weight_format=weight_format, lead=sizes, N=N, K=K, **fields)
+    fields |= {"weight_format": weight_format, "N": N, "K": K}
+    return describe(result[0], op="embedding", lead=known_sizes(lead), **fields)

@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc
 
-from hwpq_tvm.schedules.activations import QuantizedRows, each_row, known_sizes
+from hwpq_tvm.schedules.activations import QuantizedRows, each_row
 from hwpq_tvm.schedules.kernel_attr import describe
-from hwpq_tvm.schedules.lead import lead_dims, row_count, row_index
+from hwpq_tvm.schedules.lead import known_sizes, lead_dims, row_count, row_index
 from hwpq_tvm.schedules.tir_builder import argument, loop, prim_func, store
 
 Activation = Literal["silu", "gelu_tanh", "relu"]

@@ -7,7 +7,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc
 
 from hwpq_tvm.schedules.kernel_attr import describe
-from hwpq_tvm.schedules.lead import Lead, lead_dims, row_count, row_index
+from hwpq_tvm.schedules.lead import Lead, known_sizes, lead_dims, row_count, row_index
 from hwpq_tvm.schedules.tir_builder import argument, let, loop, prim_func, store
 
 
@@ -56,7 +56,7 @@ def _gram(lead: Lead, K: int) -> PrimFunc:
             with loop("i", K) as i, loop("j", K - i, start=i) as j:
                 product = T.Cast("float64", x[(*at, i)]) * T.Cast("float64", x[(*at, j)])
                 store(total, [i, j], total[i, j] + product)
-    return describe(result[0], op="gram", lead=_sizes(lead), K=K)
+    return describe(result[0], op="gram", lead=known_sizes(lead), K=K)
 
 
 @functools.cache
@@ -70,8 +70,4 @@ def _input_squares(lead: Lead, K: int) -> PrimFunc:
             with loop("k", K) as k:
                 value = let("value", T.Cast("float64", x[(*at, k)]))
                 store(total, [k], total[k] + value * value)
-    return describe(result[0], op="input_squares", lead=_sizes(lead), K=K)
-
-
-def _sizes(lead: Lead) -> list[int]:
-    return [-1 if isinstance(size, str) else size for size in lead]
+    return describe(result[0], op="input_squares", lead=known_sizes(lead), K=K)

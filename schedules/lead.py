@@ -16,6 +16,11 @@ def lead_dims(lead: Sequence[int | str]) -> list[Any]:
     return [names.setdefault(dim, tirx.Var(dim, "int64")) if isinstance(dim, str) else int(dim) for dim in lead]
 
 
+def known_sizes(lead: Sequence[int | str]) -> list[int]:
+    """Leading dimensions as a description holds them: -1 for a symbolic one."""
+    return [-1 if isinstance(dim, str) else dim for dim in lead]
+
+
 def argument_dims(func: PrimFunc, index: int = 0) -> list[Any]:
     """Leading dimensions of a function's argument, by default its first: integers, or its own variables."""
     shape = func.params[index].ty.shape[:-1]

@@ -11,7 +11,7 @@ from hwpq_tvm.schedules.elements import dense_element, kept_element
 from hwpq_tvm.schedules.kernel_attr import describe
 from hwpq_tvm.schedules.layouts import packed as layouts
 from hwpq_tvm.schedules.layouts.sparse24_int8 import GROUP, KEPT
-from hwpq_tvm.schedules.lead import lead_dims
+from hwpq_tvm.schedules.lead import known_sizes, lead_dims
 from hwpq_tvm.schedules.tir_builder import argument, let, loop, loops, prim_func, store
 
 
@@ -57,14 +57,13 @@ def _linear_float32(
                 with loop("k", K) as k:
                     value = dense_element(weight_format, group_size, parts, n, k)
                     store(out, [*m, n], out[(*m, n)] + x[(*m, k)] * value)
-    sizes: list[Any] = [-1 if isinstance(size, str) else size for size in lead]
     fields: dict[str, Any] = {} if group_size is None else {"group_size": group_size}
     return describe(
         result[0],
         op="linear",
         weight_format=weight_format,
         activation_dtype="float32",
-        lead=sizes,
+        lead=known_sizes(lead),
         N=N,
         K=K,
         **fields,

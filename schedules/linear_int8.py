@@ -33,7 +33,7 @@ from hwpq_tvm.schedules.layouts.tiles import (
     row_tiles,
     rows_per_tile,
 )
-from hwpq_tvm.schedules.lead import lead_dims, row_count, row_index
+from hwpq_tvm.schedules.lead import known_sizes, lead_dims, row_count, row_index
 from hwpq_tvm.schedules.tir_builder import argument, loop, prim_func, store, when
 
 
@@ -297,7 +297,7 @@ def _linear_int8(weight_format: str, lead: tuple[int | str, ...], N: int, K: int
         op="linear",
         weight_format=weight_format,
         activation_dtype="int8",
-        lead=[-1 if isinstance(size, str) else size for size in lead],
+        lead=known_sizes(lead),
         N=N,
         K=K,
         rows_per_tile=tokens,

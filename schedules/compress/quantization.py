@@ -18,6 +18,7 @@ from hwpq_tvm.schedules.compress.vectors import (
     magnitude,
     type_of,
 )
+from hwpq_tvm.schedules.elements import ROUNDER, ROUNDER_BITS
 from hwpq_tvm.schedules.tir_builder import store
 
 # Columns of the statistics of a row. Sums are over the row with weights divided by its largest magnitude, so that their
@@ -35,9 +36,6 @@ STATISTICS = 8
 INT8_LARGEST = 127.0
 SMALLEST_NORMAL = 2.0**-126
 LARGEST_FLOAT32 = (2.0 - 2.0**-23) * 2.0**127
-# Adding 1.5 * 2^23 rounds a float32 to an integer, half to even, and leaves that integer in the low bits.
-_ROUNDER = 12582912.0
-_ROUNDER_BITS = 0x4B400000
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: str) -> Any:
@@ -81,7 +79,7 @@ def bfloat16_nearest(value: Any) -> Any:
 
 def rounded(vector: Any) -> Any:
     """Lanes within +-2^22 rounded to integers (int32), half to even."""
-    return T.reinterpret(type_of("int32"), vector + every(_ROUNDER)) - every(_ROUNDER_BITS, "int32")
+    return T.reinterpret(type_of("int32"), vector + every(ROUNDER)) - every(ROUNDER_BITS, "int32")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,11 @@ from hwpq_tvm.schedules.compress.quantization import INT8_LARGEST, scale_of
 from hwpq_tvm.schedules.compress.vectors import MAGNITUDE
 from hwpq_tvm.schedules.cpu.row_vectors import Read, each_vector, row_max, rows_kind
 from hwpq_tvm.schedules.cpu.vector_math import multiply_add, native_lanes, splat, vector_type
+from hwpq_tvm.schedules.elements import ROUNDER, ROUNDER_BITS
 from hwpq_tvm.schedules.kernel_attr import describe, description
 from hwpq_tvm.schedules.lead import argument_dims, row_count, row_index
 from hwpq_tvm.schedules.tir_builder import argument, let, prim_func, store
 from hwpq_tvm.targets import cpu_features
-
-# Adding 1.5 * 2^23 rounds a float32 to an integer, half to even, and leaves that integer in the low bits.
-_ROUNDER = 12582912.0
-_ROUNDER_BITS = 0x4B400000
 
 
 def schedule(func: PrimFunc, target: Target) -> PrimFunc:
@@ -58,8 +55,8 @@ def write_row(out: QuantizedRows, m: Any, target: Target, value: Read) -> None:
         # min() gives its second argument for a NaN, so that what is rounded is a number in any case.
         clamped = T.max(T.min(value(index, width), splat(largest, width)), splat(-largest, width))
         steps = _quotient(clamped, scale, reciprocal, width)
-        bits = T.reinterpret(vector_type("int32", width), steps + splat(T.float32(_ROUNDER), width))
-        codes = T.Cast(vector_type("int8", width), bits - splat(T.int32(_ROUNDER_BITS), width))
+        bits = T.reinterpret(vector_type("int32", width), steps + splat(T.float32(ROUNDER), width))
+        codes = T.Cast(vector_type("int8", width), bits - splat(T.int32(ROUNDER_BITS), width))
         store(out.xq, [m, index], codes)
 
     each_vector(out.K, lanes, write)

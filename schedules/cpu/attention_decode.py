@@ -12,6 +12,7 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc, Select
 
+from hwpq_tvm.schedules.cpu.attention_merge import Partials, merge
 from hwpq_tvm.schedules.cpu.attention_shape import LOWEST, AttentionArguments, AttentionShape
 from hwpq_tvm.schedules.cpu.register_tiles import dot_tile, outer_tile, vector_offsets
 from hwpq_tvm.schedules.cpu.vector_math import (
@@ -32,23 +33,6 @@ MOST_KEYS, FEWEST_KEYS = 128, 16
 STREAMS = 4
 # Below this many bytes of keys and values (as float32) starting threads costs more than they bring.
 SERIAL_BYTES = 128 * 1024
-
-
-@dataclass(frozen=True)
-class _Partials:
-    """What the tiles leave to be merged.
-
-    Attributes
-    ----------
-    sums
-        ``[batch * kv_heads, tiles, shared, head_dim]``, values weighted with ``exp(score - top)``.
-    tops, totals
-        ``[batch * kv_heads, shared, tiles]``, largest scores and sums of weights; padded to whole vectors of tiles.
-    """
-
-    sums: Any
-    tops: Any
-    totals: Any
 
 
 def decode(shape: AttentionShape, threads: int) -> PrimFunc:
@@ -73,16 +57,11 @@ def decode(shape: AttentionShape, threads: int) -> PrimFunc:
     most_tiles = _round_up(-(-visible // most_keys), step)
     with prim_func("attention") as result:
         args = shape.arguments()
-        padded = _round_up(most_tiles, shape.lanes)
-        partials = _Partials(
-            sums=T.alloc_buffer((heads, most_tiles, shape.shared, shape.head_dim), "float32", layout=None),
-            tops=T.alloc_buffer((heads, shape.shared, padded), "float32", layout=None),
-            totals=T.alloc_buffer((heads, shape.shared, padded), "float32", layout=None),
-        )
+        partials = Partials.of(shape, most_tiles)
         longest = T.alloc_buffer((1,), "int64", layout=None)
         store(longest, [0], T.int64(1))
         with loop("b", shape.batch) as b:
-            position, first = _visible_keys(shape, args, b)
+            position, first = shape.visible_keys(args, b)
             store(longest, [0], T.max(longest[0], position + 1 - first))
         even_tiles = let("even_tiles", _round_up((longest[0] + (most_keys - 1)) // most_keys, step))
         even_keys = T.max(_round_up((longest[0] + even_tiles - 1) // even_tiles, STREAMS), T.int64(FEWEST_KEYS))
@@ -109,7 +88,7 @@ def decode(shape: AttentionShape, threads: int) -> PrimFunc:
                     work(1)
                 with otherwise():
                     work(threads)
-        _merge(shape, args, partials, keys)
+        merge(shape, args, partials, keys)
     return result[0]
 
 
@@ -122,12 +101,6 @@ def _opaque(name: str, value: Any) -> Any:
 
 def _round_up(number: Any, multiple: int) -> Any:
     return (number + (multiple - 1)) // multiple * multiple
-
-
-def _visible_keys(shape: AttentionShape, args: AttentionArguments, b: Any) -> tuple[Any, Any]:
-    """Position of the only query of sequence b, and the first key it sees."""
-    position = let("position", shape.position(T.Cast("int64", args.past_lengths[b]), T.int64(0)))
-    return position, let("first", shape.first_key(position))
 
 
 @dataclass(frozen=True)
@@ -194,7 +167,7 @@ class _Tile:
         task = _opaque("task", task)
         head, index = _opaque("head", task // tiles), _opaque("tile", task % tiles)
         b, group = let("b", head // shape.kv_heads), let("group", head % shape.kv_heads)
-        last, first = _visible_keys(shape, args, b)
+        last, first = shape.visible_keys(args, b)
         start = _opaque("start", first + index * keys)
         count = _opaque("count", T.max(T.min(last + 1 - start, keys), T.int64(0)))
         part = _opaque("part", (count + (STREAMS - 1)) // STREAMS)
@@ -222,7 +195,7 @@ def _attend(
     shape: AttentionShape,
     args: AttentionArguments,
     scratch: _Scratch,
-    partials: _Partials,
+    partials: Partials,
     tile: _Tile,
     after: _Tile,
 ) -> None:
@@ -294,7 +267,7 @@ def _softmax(
 
     def scaled(where: Any) -> Any:
         factor = splat(T.float32(shape.scale), lanes) if scales is None else scales[0, where]
-        return shape.bent(let("score", scores[row, where] * factor))
+        return shape.softcapped(let("score", scores[row, where] * factor))
 
     if shape.score_bias:
         with loop("v", vectors) as v:
@@ -322,50 +295,3 @@ def _softmax(
         store(scores, [row, where], weight if scales is None else weight * scales[1, where])
         store(total, [every], total[every] + weight)
     return top, let("total", lane_sum(total[every], lanes, let))
-
-
-def _merge(shape: AttentionShape, args: AttentionArguments, partials: _Partials, keys: Any) -> None:
-    """Scale the tiles' partial results to their common maximum and add them."""
-    lanes, wide = shape.value_lanes, shape.lanes
-    factor = T.alloc_buffer((int(partials.tops.shape[2]),), "float32", layout=None)
-    best = T.alloc_buffer((wide,), "float32", layout=None)
-    total = T.alloc_buffer((wide,), "float32", layout=None)
-    top = T.alloc_buffer((1,), "float32", layout=None)
-    every = span(0, wide)
-    lowest = splat(T.float32(LOWEST), wide)
-    with loop("b", shape.batch) as b:
-        position, first = _visible_keys(shape, args, b)
-        tiles = let("tiles", (position + keys - first) // keys)
-        vectors = (tiles + (wide - 1)) // wide
-        with loop("group", shape.kv_heads) as group, loop("row", shape.shared) as row:
-            head = let("head", b * shape.kv_heads + group)
-            store(best, [every], lowest)
-            store(total, [every], splat(T.float32(0), wide))
-
-            def exists(v: Any) -> Any:
-                return span(T.Cast("int32", v) * wide, wide) < splat(T.Cast("int32", tiles), wide)
-
-            with loop("v", vectors) as v:
-                tops = partials.tops[head, row, span(v * wide, wide)]
-                store(best, [every], T.max(best[every], Select(exists(v), tops, lowest)))
-            store(top, [0], lane_max(best[every], wide, let))
-            with loop("v", vectors) as v:
-                where = span(v * wide, wide)
-                distance = let("distance", partials.tops[head, row, where] - splat(top[0], wide))
-                scaled = exponential_of_nonpositive(distance, wide, let)
-                store(factor, [where], scaled)
-                share = scaled * partials.totals[head, row, where]
-                store(total, [every], total[every] + Select(exists(v), share, splat(T.float32(0), wide)))
-            inverse = let("inverse", T.float32(1) / lane_sum(total[every], wide, let))
-            for offsets in vector_offsets(shape.head_dim, lanes, 8):
-                sums = outer_tile(
-                    rows=1,
-                    offsets=offsets,
-                    steps=tiles,
-                    lanes=lanes,
-                    weight=lambda m, tile: factor[tile],
-                    load=lambda tile, d: partials.sums[head, tile, row, d],
-                )
-                for offset, value in zip(offsets, sums[0], strict=True):
-                    out = [b, 0, group * shape.shared + row, span(offset, lanes)]
-                    store(args.out, out, value * splat(inverse, lanes))

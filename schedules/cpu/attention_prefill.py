@@ -269,7 +269,7 @@ def _add_keys(
                 key = let("key", T.Cast("int32", start + j))
                 for offset, product in zip(offsets, products[n], strict=True):
                     where = span(offset, lanes)
-                    score = shape.bent(product)
+                    score = shape.softcapped(product)
                     if args.bias is not None:
                         score = score + task.scores[j, where]
                     position = task.position[span(offset % tiling.queries, lanes)]

@@ -75,8 +75,13 @@ class AttentionShape:
         """The first key that a query at a position sees."""
         return T.int64(0) if self.window is None else T.max(position - (self.window - 1), T.int64(0))
 
-    def bent(self, score: Any) -> Any:
-        """Bend a bound vector of scores if there is a soft-cap."""
+    def visible_keys(self, args: "AttentionArguments", b: Any) -> tuple[Any, Any]:
+        """Position of the only query of sequence b, and the first key it sees."""
+        position = let("position", self.position(T.Cast("int64", args.past_lengths[b]), T.int64(0)))
+        return position, let("first", self.first_key(position))
+
+    def softcapped(self, score: Any) -> Any:
+        """Apply the soft-cap, if there is one, to a bound vector of scores."""
         if self.softcap is None:
             return score
         ratio = let("ratio", score * splat(T.float32(1 / self.softcap), self.lanes))

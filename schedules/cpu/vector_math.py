@@ -12,7 +12,7 @@ from tvm.target import Target
 from tvm.target.codegen import target_has_features
 from tvm.tirx import Select, Shuffle
 
-from hwpq_tvm.schedules.elements import float32_of
+from hwpq_tvm.schedules.elements import ROUNDER, ROUNDER_BITS, float32_of
 from hwpq_tvm.targets import cpu_features
 
 Bind = Callable[[str, Any], Any]
@@ -28,9 +28,6 @@ _EXP_COEFFICIENTS = (
 )
 _LOG2_E = 1.44269504088896341
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
-# Adding 1.5 * 2^23 rounds a float32 to an integer and leaves that integer in the low bits.
-_ROUNDER = 12582912.0
-_ROUNDER_BITS = 0x4B400000
 
 
 def native_lanes(target: Target) -> int:
@@ -159,7 +156,7 @@ def exponential(x: Any, lanes: int, bind: Bind) -> Any:
     # The constant comes first: TVM's max(a, b) is `a > b ? a : b`, which keeps a NaN in b.
     x = bind("x", T.min(constant(89.0), T.max(constant(-104.0), x)))
     rounded, y = _reduced_exponential(x, lanes, bind)
-    exponent = bind("exponent", rounded - integer(_ROUNDER_BITS))
+    exponent = bind("exponent", rounded - integer(ROUNDER_BITS))
     # Two factors, since 2^n alone leaves the range of float32 at both ends.
     half = bind("half", T.shift_right(exponent, integer(1)))
     return y * power_of_two(half) * power_of_two(exponent - half)
@@ -179,13 +176,13 @@ def exponential_of_nonpositive(x: Any, lanes: int, bind: Bind) -> Any:
 
 
 def _reduced_exponential(x: Any, lanes: int, bind: Bind) -> tuple[Any, Any]:
-    """Bind the bits of ``n + _ROUNDER`` and y, where ``exp(x) = 2^n y`` and y is near 1."""
+    """Bind the bits of ``n + ROUNDER`` and y, where ``exp(x) = 2^n y`` and y is near 1."""
 
     def constant(value: float) -> Any:
         return splat(T.float32(value), lanes)
 
-    rounded = bind("rounded", multiply_add(x, constant(_LOG2_E), constant(_ROUNDER), lanes))
-    n = bind("n", rounded - constant(_ROUNDER))
+    rounded = bind("rounded", multiply_add(x, constant(_LOG2_E), constant(ROUNDER), lanes))
+    n = bind("n", rounded - constant(ROUNDER))
     r = bind("r", multiply_add(n, constant(-_LN2_HIGH), x, lanes))
     r = bind("r", multiply_add(n, constant(-_LN2_LOW), r, lanes))
     y = constant(_EXP_COEFFICIENTS[0])

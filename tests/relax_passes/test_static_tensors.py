@@ -7,6 +7,7 @@ import tvm_ffi
 from tvm import relax
 from tvm.script import relax as R
 
+from hwpq_tvm.relax_passes import static_tensors
 from hwpq_tvm.relax_passes.pipeline import compile_module, lower, optimise
 from hwpq_tvm.relax_passes.static_tensors import StaticTensors
 from hwpq_tvm.runtime.tvm_runtime import VirtualMachine, as_array, as_tensor
@@ -47,6 +48,12 @@ def test_a_call_allocates_its_results_only() -> None:
     lowered = lower(optimise(module(4)))
     assert calls(lowered, "relax.vm.alloc_tensor") == calls(lowered, "relax.vm.alloc_storage") == 2
     assert calls(lower(optimise(module("rows"))), "relax.vm.alloc_tensor") > 2
+
+
+def test_large_tensors_stay_in_planned_memory(monkeypatch) -> None:
+    monkeypatch.setattr(static_tensors, "LARGEST", 4 * 4 * 4 - 1)  # bytes: of [4, 3] it is less, of [4, 4] more
+    lowered = lower(optimise(module(4)))
+    assert calls(lowered, "relax.vm.alloc_tensor") == calls(lowered, "relax.vm.alloc_storage") == 3
 
 
 def test_functions_with_dimensions_that_vary_stay_as_they_are() -> None:
