@@ -57,6 +57,8 @@ class BenchmarkResult:
         Threads that the kernels ran on.
     new_tokens, repeat
         What was measured.
+    device
+        Where the kernels ran, such as "cuda:0"; then the peak of memory is the host's, and `threads` ran nothing.
     """
 
     prefill: tuple[Speed, ...]
@@ -68,6 +70,7 @@ class BenchmarkResult:
     threads: int
     new_tokens: int
     repeat: int
+    device: str = "cpu"
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -99,6 +102,7 @@ class BenchmarkResult:
             "prefill_tokens_per_second": self.prefill_tokens_per_second,
             "decode_tokens_per_second": self.decode_tokens_per_second,
             "weight_bytes": self.weight_bytes,
+            "device": self.device,
             "threads": self.threads,
             "prompt_length": self.prompt_length,
             "context": self.context,
@@ -170,13 +174,14 @@ def compare(
         name: BenchmarkResult(
             prefill=tuple(_speed(n, n, [prefill for prefill, _ in seconds[name, n]]) for n in prompt_lengths),
             decode=tuple(_speed(n, new_tokens, [decode for _, decode in seconds[name, n]]) for n in contexts),
-            weight_bytes=sum(array.nbytes for array in model.params.values()),
+            weight_bytes=model.weight_bytes,
             decode_weight_bytes=_decode_weight_bytes(model, sessions[name]),
             kv_cache_bytes=model.generation.kv_cache_bytes,
             peak_memory_bytes=peak,
             threads=threads[name],
             new_tokens=new_tokens,
             repeat=repeat,
+            device=str(model.device),
         )
         for name, model in models.items()
     }

@@ -15,19 +15,20 @@ from tvm import relax, tirx
 from .calibration import Calibration, calibration_windows
 from .config import HWPQConfig
 from .cpu import host_cores
+from .cuda_toolkit import Fatbin, find_compiler
 from .errors import ConfigError, ImportModelError
 from .finished_layers import FinishedLayers, fingerprint
 from .importers import ImportedModel, import_model
 from .layer_report import build_report, plan_report
 from .memory import default_memory_budget
 from .relax_passes.compress_linears import CompressLinears
-from .relax_passes.packing import packing_groups
+from .relax_passes.packing import arranged, packing_groups
 from .relax_passes.pipeline import Dump, compile_module, no_dump
 from .relax_passes.plan import make_plan
 from .runtime.compiled_model import CompiledModel
 from .runtime.manifest import EntrySpec, GenerationSpec, Manifest, TensorSpec
 from .stages import compress_model
-from .targets import check_native, cpu_features, resolve_target
+from .targets import check_native, cpu_features, cpu_part, resolve_target
 
 
 def build(
@@ -52,7 +53,8 @@ def build(
     model
         A Hugging Face causal language model: its folder, a live `PreTrainedModel`, or a GGUF file.
     target
-        `"cpu"` (this machine), `"cpu:x86-64-v3"` and the like, or a `tvm.target.Target`.
+        `"cpu"` (this machine), `"cpu:x86-64-v3"` and the like, `"cuda"` (the GPU of this machine), `"cuda:sm_80"` and
+        the like, which needs no GPU, or a `tvm.target.Target`. nvcc has to be there for GPUs.
     config
         Scheme of each layer; by default 2:4 int8 with the kept weights adjusted to the calibration text where that is
         predicted to take minutes, and a dense int8 `lm_head`.
@@ -100,6 +102,8 @@ def build(
     dump = _dump_to(debug_dump)
     resolved = resolve_target(target, threads=threads)
     check_native(resolved)
+    if resolved.kind.name == "cuda":
+        find_compiler()
 
     # 1. import: the model as Relax, weights as parameters that are read when they are needed.
     with clock("import"):
@@ -110,7 +114,9 @@ def build(
 
     # 2. plan: one scheme per linear. What can fail fails here, before any work on weights.
     with clock("plan"):
-        planned = make_plan(imported.module, imported.entries, config, calibrated=calibration is not None)
+        planned = make_plan(
+            imported.module, imported.entries, config, calibrated=calibration is not None, target=resolved
+        )
         calibrates = calibration is not None and planned.needs_calibration
         windows = calibration_windows(calibration, imported) if calibrates else None
         groups = packing_groups(planned)
@@ -127,7 +133,7 @@ def build(
         memory_budget=memory_budget,
         sequential=config.sequential,
         clock=clock,
-        threads=min(int(resolved.attrs["num-cores"]), host_cores()),
+        threads=min(int(cpu_part(resolved).attrs["num-cores"]), host_cores()),
         progress=progress,
         dump=dump,
     )
@@ -135,19 +141,24 @@ def build(
         mod = tvm.transform.Sequential([CompressLinears(planned, imported.entries)])(imported.module)
         dump("compress", mod)
         compressed = finished.arrays()
-        weights = _weights(mod[imported.entries[0]], imported, compressed)
+        packed = {name: array for group in groups for name, array in arranged(group, compressed).items()}
+        weights = _weights(mod[imported.entries[0]], imported, packed)
 
     # 5 to 7. optimise, schedule, lower; then machine code.
     with clock("compile"):
         # A folder of its own, which lives as long as the model that runs from it: no build overwrites another's code.
         temporary = tempfile.TemporaryDirectory(prefix="hwpq-build-", dir=folder)
         library = Path(temporary.name) / "model.so"
-        choices = compile_module(mod, resolved, library, dump=dump)
+        compiled = compile_module(mod, resolved, library, dump=dump)
 
-    manifest = _manifest(mod, resolved, config, imported, weights)
-    report = build_report(planned, mod, imported, compressed, choices, calibrated, weights, clock.seconds)
+    manifest = _manifest(mod, resolved, config, imported, weights, compiled.device_code)
+    report = build_report(
+        planned, mod, imported, compressed, compiled.choices, resolved, calibrated, weights, clock.seconds
+    )
     if manifest.generation is not None:
         report["model"]["kv_cache_bytes"] = manifest.generation.kv_cache_bytes
+    if compiled.device_code is not None:
+        report["device_code"] = compiled.device_code.to_json()
     return CompiledModel(library, weights, manifest, report, imported.tokenizer_files, keep_alive=temporary)
 
 
@@ -167,10 +178,10 @@ def plan(
     dict
         A report as of `CompiledModel.report`, without what only a build can measure.
     """
-    resolve_target(target)
+    resolved = resolve_target(target)
     config = config or HWPQConfig()
     imported = import_model(model, max_batch=max_batch, max_seq_len=max_seq_len, kv_cache_dtype=config.kv_cache_dtype)
-    planned = make_plan(imported.module, imported.entries, config, calibrated=calibration is not None)
+    planned = make_plan(imported.module, imported.entries, config, calibrated=calibration is not None, target=resolved)
     return plan_report(planned, imported)
 
 
@@ -237,6 +248,7 @@ def _manifest(
     config: HWPQConfig,
     imported: ImportedModel,
     weights: dict[str, np.ndarray],
+    device_code: Fatbin | None,
 ) -> Manifest:
     metadata = imported.metadata
     entries = {}
@@ -269,4 +281,5 @@ def _manifest(
             bos_token_id=metadata.bos_token_id,
             vocab_size=metadata.vocab_size,
         ),
+        device_code=None if device_code is None else device_code.facts(),
     )

@@ -39,4 +39,4 @@ class CompressedSource:
         arrays = self._finished.of(group)
         assert arrays is not None, f"{name} is not compressed yet"
         linear, parts = next(member for member in member_parts(group, arrays) if member[0].weight == name)
-        return linear.format.dequantize(parts, linear.N, linear.K)
+        return linear.format.source.dequantize(parts, linear.N, linear.K)

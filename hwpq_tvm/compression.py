@@ -16,7 +16,7 @@ from .finished_layers import FinishedLayers
 from .importers import ParameterSource
 from .progress import bar
 from .relax_passes.linears import OUTPUT_NAMES
-from .relax_passes.packing import input_gram_name, input_squares_name, packed_types
+from .relax_passes.packing import compressed_types, input_gram_name, input_squares_name
 from .relax_passes.pipeline import Dump, compile_module, no_dump
 from .relax_passes.plan import LinearGroup
 from .relax_passes.transform_params import OUTPUT_ERROR, STATISTICS, TRANSFORM, transform_module
@@ -166,4 +166,4 @@ class _Outputs:
 def _result_names(group: LinearGroup) -> list[str]:
     """Names of everything that the transformation makes of a group."""
     errors = [linear.name + OUTPUT_ERROR for linear in group.members if linear.needs_gram]
-    return [*packed_types(group), *errors, *(linear.name + STATISTICS for linear in group.members)]
+    return [*compressed_types(group), *errors, *(linear.name + STATISTICS for linear in group.members)]

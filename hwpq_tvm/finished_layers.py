@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from .calibration_text import CalibrationWindows
 from .errors import ConfigError
 from .importers import ImportedModel
-from .relax_passes.packing import packed_name, packed_types
+from .relax_passes.packing import compressed_types, packed_name
 from .relax_passes.plan import LinearGroup
 from .runtime.tensor_file import write_tensors
 
@@ -113,7 +113,7 @@ class FinishedLayers:
             arrays = load_file(self._file(group))
         except (SafetensorError, OSError):
             return None  # damaged on disk: compressed again
-        expected = {name: tuple(int(size) for size in type_.shape) for name, type_ in packed_types(group).items()}
+        expected = {name: tuple(int(size) for size in type_.shape) for name, type_ in compressed_types(group).items()}
         return arrays if all(n in arrays and arrays[n].shape == shape for n, shape in expected.items()) else None
 
 
@@ -145,7 +145,7 @@ def fingerprint(
             [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
             hashlib.sha256(content).hexdigest(),
         ],
-        "configuration": [(linear.weight, asdict(linear.scheme), linear.format.label) for linear in layers],
+        "configuration": [(linear.weight, asdict(linear.scheme), linear.format.source.label) for linear in layers],
         "calibration": None if windows is None else [ids.tolist() for ids in windows.ids],
         "version of hwpq_tvm": version("hwpq-tvm"),
     }

@@ -5,14 +5,16 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from .importers import ImportedModel
 from .layer_statistics import LayerStatistics, layer_statistics
 from .relax_passes.linears import bindings
 from .relax_passes.packing import packed_name, packing_groups
 from .relax_passes.plan import LinearPlan, Plan
+from .schedules.cuda.report import predicted
 from .schedules.kernel_attr import description
+from .schedules.layouts import mma
 from .schedules.registry import ScheduleChoice
 from .stages import CalibrationSummary
 
@@ -47,6 +49,7 @@ def build_report(
     imported: ImportedModel,
     compressed: Mapping[str, np.ndarray],
     choices: Mapping[str, ScheduleChoice],
+    target: tvm.target.Target,
     calibrated: CalibrationSummary,
     weights: Mapping[str, np.ndarray],
     seconds: Mapping[str, float],
@@ -65,6 +68,8 @@ def build_report(
         What compression made: packed parameters and statistics of the layers, by name.
     choices
         Kernel and schedule of each TensorIR function.
+    target
+        What they run on.
     calibrated
         What was calibrated.
     weights
@@ -78,15 +83,19 @@ def build_report(
         `layers`, `model`, `calibration`, `seconds`, `warnings`.
     """
     report = plan_report(plan, imported)
-    kernels = _kernels(mod, imported.entries, choices)
+    kernels = _kernels(mod, imported.entries)
+    predictions = {name: _predicted(mod[name], target) for each in kernels.values() for name in each.values()}
     parameters = {
         layer.weight: packed_name(group) + ".weight" for group in packing_groups(plan) for layer in group.members
     }
     statistics: dict[str, LayerStatistics] = {}
     for layer, entry in zip(plan.layers, report["layers"], strict=True):
-        chosen = kernels[parameters.get(layer.weight, layer.weight)]
-        entry["kernel"] = {phase: choice.kernel for phase, choice in chosen.items()}
-        entry["schedule"] = {phase: choice.schedule for phase, choice in chosen.items()}
+        called = kernels[parameters.get(layer.weight, layer.weight)]
+        for name in called.values():
+            assert name in choices, f"kernel {name} of {layer.name} was not scheduled"
+        entry["kernel"] = {phase: choices[name].kernel for phase, name in called.items()}
+        entry["schedule"] = {phase: choices[name].schedule for phase, name in called.items()}
+        entry["predicted"] = {phase: predictions[name] for phase, name in called.items() if predictions[name]}
         if (found := layer_statistics(layer, compressed, calibrated=layer.name in calibrated.observed)) is not None:
             statistics[layer.name] = found
             entry.update(found.to_json())
@@ -102,7 +111,7 @@ def build_report(
     report["resumed_groups"] = calibrated.resumed
     report["seconds"] = dict(seconds)
     report["warnings"] += _damage(plan, statistics, calibrated=bool(calibrated.tokens))
-    report["warnings"] += _portable(report["layers"])
+    report["warnings"] += _portable(report["layers"], target)
     return report
 
 
@@ -117,6 +126,7 @@ def _layer(layer: LinearPlan) -> dict[str, Any]:
         "reconstruct": layer.scheme.reconstruct if pruned else None,
         "kernel": None,
         "schedule": None,
+        "predicted": {},
         "bits_per_weight": layer.format.bits_per_weight(layer.N, layer.K),
         "relative_error": None,
         "relative_error_of": None,
@@ -158,22 +168,20 @@ def _damage(plan: Plan, statistics: Mapping[str, LayerStatistics], *, calibrated
     ]
 
 
-def _portable(layers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say when layers run on kernels that are written for no kind of CPU."""
+def _portable(layers: Sequence[Mapping[str, Any]], target: tvm.target.Target) -> list[str]:
+    """Say when layers run on kernels that are written for no kind of CPU, or not for the tensor cores of a GPU."""
     count = sum("portable" in layer["schedule"].values() for layer in layers)
     if not count:
         return []
+    lacks = "uses tensor cores" if target.kind.name == "cuda" else "is written for the CPU of this target"
     return [
-        f"{count} of {len(layers)} layers run on portable kernels, which are slower: their format has none that is "
-        "written for the CPU of this target"
+        f"{count} of {len(layers)} layers run on portable kernels, which are slower: their format has none that {lacks}"
     ]
 
 
-def _kernels(
-    mod: tvm.IRModule, entries: tuple[str, ...], choices: Mapping[str, ScheduleChoice]
-) -> dict[str, dict[str, ScheduleChoice]]:
-    """Parameter name -> entry -> what was chosen for the kernel that multiplies with it (or else looks it up)."""
-    found: dict[str, dict[str, ScheduleChoice]] = {}
+def _kernels(mod: tvm.IRModule, entries: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """Parameter name -> entry -> name of the kernel that multiplies with it (or else looks it up)."""
+    found: dict[str, dict[str, str]] = {}
     for entry in entries:
         for binding in bindings(mod[entry]):
             value = binding.value
@@ -181,9 +189,17 @@ def _kernels(
                 continue
             name = value.args[0].name_hint
             op = (description(mod[name]) or {}).get("op")
-            if op in ("linear", "embedding") and name in choices:
+            if op in ("linear", "embedding"):
                 for argument in value.args[1].fields:
                     per_entry = found.setdefault(str(argument.name), {})
                     if op == "linear" or entry not in per_entry:
-                        per_entry[entry] = choices[name]
+                        per_entry[entry] = name
     return found
+
+
+def _predicted(func: tirx.PrimFunc, target: tvm.target.Target) -> dict[str, Any] | None:
+    """What is predicted of a linear on tensor cores; None for any other kernel."""
+    fields = description(func)
+    if target.kind.name != "cuda" or fields is None or fields.get("weight_format") not in mma.LAYOUTS:
+        return None
+    return predicted(fields, target) if fields["op"] == "linear" else None

@@ -14,7 +14,8 @@ def layer_table(report: Mapping[str, Any]) -> Table:
     table.add_column("layer", no_wrap=True, overflow="fold")
     for heading in ("N x K", "bits/weight", "rel. error", "SQNR dB", "zeros", "s"):
         table.add_column(heading, justify="right", overflow="fold")
-    for heading in ("scheme", "kernel", "note"):
+    has_predictions = any(layer.get("predicted") for layer in layers)
+    for heading in ("scheme", "kernel", *(["predicted, bound by"] if has_predictions else []), "note"):
         table.add_column(heading, overflow="fold")
     for layer in layers:
         cells = (
@@ -27,6 +28,7 @@ def layer_table(report: Mapping[str, Any]) -> Table:
             _number(layer.get("seconds"), 2),
             _scheme(layer),
             _kernels(layer),
+            *([_predictions(layer)] if has_predictions else []),
             "; ".join([*filter(None, [layer.get("skipped")]), *(layer.get("warnings") or ())]),
         )
         table.add_row(*map(escape, cells))  # patterns of a configuration have brackets, which rich would read
@@ -61,8 +63,29 @@ def model_lines(report: Mapping[str, Any]) -> list[str]:
     if seconds := report.get("seconds"):
         phases = ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
         lines.append(f"seconds: {sum(seconds.values()):.1f} ({phases})")
+    devices = {each["device"] for layer in report["layers"] for each in (layer.get("predicted") or {}).values()}
+    if devices:
+        lines.append(
+            f"kernel times: predicted from the datasheet of {', '.join(sorted(devices))}, not measured; "
+            "--json has the working and other formats"
+        )
+    lines += [_device_code(report["device_code"])] if report.get("device_code") else []
     lines += [f"warning: {warning}" for warning in report.get("warnings") or ()]
     return lines
+
+
+def _device_code(code: Mapping[str, Any]) -> str:
+    """What a library holds for a GPU, and what ptxas says of its kernels."""
+    spilling = [
+        k["name"] for k in code["kernels"] if k["stack_bytes"] or k["spill_store_bytes"] or k["spill_load_bytes"]
+    ]
+    registers = max((kernel["registers"] for kernel in code["kernels"]), default=0)
+    return (
+        f"device code: {megabytes(code['bytes'])}, binary for {code['architecture']} and PTX for GPUs newer than it "
+        f"(from {code['ptx_architecture']}), nvcc {'.'.join(map(str, code['cuda_version']))}; {len(code['kernels'])} "
+        f"kernels of at most {registers} registers, "
+        + (f"in local memory beyond them: {', '.join(spilling)}" if spilling else "none of which spills any")
+    )
 
 
 def megabytes(count: float) -> str:
@@ -87,3 +110,18 @@ def _kernels(layer: Mapping[str, Any]) -> str:
         return f"{kernels} ({schedules})" if kernels else ""
     schedules = schedules if isinstance(schedules, Mapping) else dict.fromkeys(kernels, schedules)
     return ", ".join(dict.fromkeys(f"{kernels[entry]} ({schedules.get(entry)})" for entry in kernels))
+
+
+def _predictions(layer: Mapping[str, Any]) -> str:
+    """Kernels of a layer on a GPU with their predicted times, and what each time is bound by."""
+    entries = []
+    for entry, predicted in (layer.get("predicted") or {}).items():
+        kernels = [f"{each['kernel']} {each['predicted_us']:.1f} us ({each['bound']})" for each in predicted["kernels"]]
+        if len(kernels) > 1:
+            ranges = [
+                f" to {each['max_tokens']}" if each["max_tokens"] else " for more" for each in predicted["kernels"]
+            ]
+            kernels = [kernel + tokens for kernel, tokens in zip(kernels, ranges, strict=True)]
+            kernels[0] += " tokens"
+        entries.append(f"{entry}: " + ", ".join(kernels))
+    return "; ".join(entries)

@@ -32,7 +32,7 @@ def speed_table(results: Mapping[str, BenchmarkResult], stream: Mapping[int, flo
         rows: list[tuple[str, Speed, float | None]] = [(f"prefill {s.length}", s, None) for s in result.prefill]
         rows += [(f"decode at {s.length}", s, result.decode_bytes_per_second(s)) for s in result.decode]
         for what, speed, rate in rows:
-            best = stream.get(result.threads)
+            best = stream.get(result.threads) if result.device == "cpu" else None
             table.add_row(
                 escape(name),
                 what,
@@ -46,10 +46,11 @@ def speed_table(results: Mapping[str, BenchmarkResult], stream: Mapping[int, flo
 
 def memory_line(result: BenchmarkResult) -> str:
     """What a model takes, and what was measured."""
+    where = f"{result.threads} threads" if result.device == "cpu" else f"on {result.device}"
     return (
         f"weights {megabytes(result.weight_bytes)} ({megabytes(result.decode_weight_bytes)} read by the linears of a "
-        f"decode step), KV cache {megabytes(result.kv_cache_bytes)}; {result.threads} threads, {result.new_tokens} new "
-        f"tokens, median of {result.repeat}"
+        f"decode step), KV cache {megabytes(result.kv_cache_bytes)}; {where}, {result.new_tokens} new tokens, "
+        f"median of {result.repeat}"
     )
 
 

@@ -7,7 +7,8 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from hwpq_tvm.schedules.activations import quantize_activations
+from hwpq_tvm.schedules.activations import ActivationDtype, quantize_activations
+from hwpq_tvm.schedules.layouts.floats import code_dtype
 from hwpq_tvm.schedules.layouts.tiles import activation_columns, padded_rows
 from hwpq_tvm.schedules.lead import row_count
 
@@ -27,7 +28,7 @@ class _UsePacked(PyExprMutator):
         self.plans = {layer.weight: layer for layer in plan.layers}
         self.linears = {call.output: call for call in find_linears(function)}
         self.embeddings = {call.output: call for call in find_embeddings(function) if call.weight.name in self.packed}
-        self.quantized: dict[relax.Expr, list[relax.Expr]] = {}
+        self.quantized: dict[tuple[relax.Expr, str], list[relax.Expr]] = {}
         self.products: dict[tuple[relax.Expr, int], relax.Var] = {}
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
@@ -44,16 +45,16 @@ class _UsePacked(PyExprMutator):
         """Call a kernel with one float32 output."""
         return call_kernel(self.builder_, func, args, [relax.TensorType(shape, "float32")])[0]
 
-    def _quantize(self, activation: relax.Expr) -> list[relax.Expr]:
+    def _quantize(self, activation: relax.Expr, dtype: ActivationDtype) -> list[relax.Expr]:
         """Quantize an activation once, however many kernels read it."""
-        if activation not in self.quantized:
+        if (activation, dtype) not in self.quantized:
             *lead, k = activation.ty.shape.values
-            func = quantize_activations(extents(lead), int(k))
+            func = quantize_activations(extents(lead), int(k), dtype)
             rows = padded_rows(row_count([int(dim) if isinstance(dim, tirx.IntImm) else dim for dim in lead]))
             columns = activation_columns(int(k))
-            out = [relax.TensorType([rows, columns], "int8"), relax.TensorType([rows], "float32")]
-            self.quantized[activation] = call_kernel(self.builder_, func, [activation], out)
-        return self.quantized[activation]
+            out = [relax.TensorType([rows, columns], code_dtype(dtype)), relax.TensorType([rows], "float32")]
+            self.quantized[activation, dtype] = call_kernel(self.builder_, func, [activation], out)
+        return self.quantized[activation, dtype]
 
     def _linear(self, call: LinearCall) -> relax.Var:
         activation, plan = self.visit_expr(call.activation), self.plans[call.weight.name]
@@ -65,7 +66,8 @@ class _UsePacked(PyExprMutator):
         key = (activation, id(packed))
         if key not in self.products:
             func = plan.format.linear(extents(lead), packed.rows, plan.K)
-            inputs = self._quantize(activation) if plan.format.activation_dtype == "int8" else [activation]
+            dtype = plan.format.activation_dtype
+            inputs = [activation] if dtype == "float32" else self._quantize(activation, dtype)
             self.products[key] = self._product(func, [*inputs, *packed.variables], [*lead, packed.rows])
         product, first = self.products[key], packed.first_row[plan.weight]
         if packed.rows == plan.N:

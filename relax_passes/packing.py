@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import relax
 
+from hwpq_tvm.schedules.layouts.packed import Tensor
+
 from .linears import layer_name
 from .plan import LinearGroup, LinearPlan, Plan
 
@@ -39,7 +41,15 @@ def packing_groups(plan: Plan) -> list[LinearGroup]:
 
 def packed_types(group: LinearGroup) -> dict[str, relax.TensorType]:
     """Full name of each packed parameter of a group -> its type: those of the members, one after the other."""
-    parts = [linear.format.packed(linear.N, linear.K) for linear in group.members]
+    return _types(group, [linear.format.packed(linear.N, linear.K) for linear in group.members])
+
+
+def compressed_types(group: LinearGroup) -> dict[str, relax.TensorType]:
+    """Full name of each packed parameter of a group -> its type in the format that compression writes."""
+    return _types(group, [linear.format.source.packed(linear.N, linear.K) for linear in group.members])
+
+
+def _types(group: LinearGroup, parts: list[dict[str, Tensor]]) -> dict[str, relax.TensorType]:
     types = {}
     for part, (shape, dtype) in parts[0].items():
         blocks = sum(packed[part][0][0] for packed in parts)
@@ -50,15 +60,23 @@ def packed_types(group: LinearGroup) -> dict[str, relax.TensorType]:
 def member_parts(
     group: LinearGroup, arrays: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[LinearPlan, dict[str, np.ndarray]]]:
-    """Cut the packed parameters of a group, by their full names, into those of its members: part -> array."""
+    """Cut the compressed parameters of a group, by their full names, into those of its members: part -> array."""
     starts: dict[str, int] = {}
     for linear in group.members:
         parts = {}
-        for part, (shape, _) in linear.format.packed(linear.N, linear.K).items():
+        for part, (shape, _) in linear.format.source.packed(linear.N, linear.K).items():
             start = starts.get(part, 0)
             starts[part] = start + shape[0]
             parts[part] = arrays[f"{packed_name(group)}.{part}"][start : starts[part]]
         yield linear, parts
+
+
+def arranged(group: LinearGroup, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Bring the compressed parameters of a group, by their full names, into the order of its format."""
+    if group.format.source is group.format:
+        return {name: arrays[name] for name in packed_types(group)}
+    parts = [linear.format.arrange(parts, linear.N, linear.K) for linear, parts in member_parts(group, arrays)]
+    return {f"{packed_name(group)}.{part}": np.concatenate([each[part] for each in parts]) for part in parts[0]}
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """The phases that every module goes through after compression: optimise, schedule, lower; and the build itself."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
 from tvm import relax
 
+from hwpq_tvm.cuda_toolkit import Fatbin
+from hwpq_tvm.device_code import build_library
 from hwpq_tvm.schedules.registry import ScheduleChoice
 
 from .apply_schedules import ApplySchedules
@@ -16,6 +19,22 @@ from .fuse_rotary import FuseRotary
 from .static_tensors import StaticTensors
 
 Dump = Callable[[str, tvm.IRModule], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledModule:
+    """What is known of a library that was written.
+
+    Attributes
+    ----------
+    choices
+        Name of each TensorIR function -> the schedule that was chosen.
+    device_code
+        What the library holds for a GPU; None for CPUs.
+    """
+
+    choices: dict[str, ScheduleChoice]
+    device_code: Fatbin | None
 
 
 def no_dump(phase: str, mod: tvm.IRModule) -> None:
@@ -39,6 +58,8 @@ def optimise(mod: tvm.IRModule) -> tvm.IRModule:
             relax.transform.FoldConstant(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
+            # Reads the functions of reshapes: it has to come before they become kernels of a GPU.
+            relax.transform.RewriteDataflowReshape(),
             relax.transform.DeadCodeElimination(),
         ]
     )(mod)
@@ -60,7 +81,6 @@ def lower(mod: tvm.IRModule, *, lazy: tuple[str, str] | None = None, lazy_weight
     """
     # dataflow_lower_passes of the stock CPU pipeline is spelled out: in TVM 0.27 calling it raises.
     passes = [
-        relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
     ]
@@ -93,7 +113,7 @@ def compile_module(
     lazy: tuple[str, str] | None = None,
     lazy_weights: bool = False,
     dump: Dump = no_dump,
-) -> dict[str, ScheduleChoice]:
+) -> CompiledModule:
     """Take a module through the phases and write the shared library.
 
     Parameters
@@ -111,8 +131,7 @@ def compile_module(
 
     Returns
     -------
-    dict
-        Name of each TensorIR function -> the schedule that was chosen.
+    CompiledModule
     """
     with target:
         mod = optimise(mod)
@@ -122,5 +141,4 @@ def compile_module(
         dump("schedule", mod)
         mod = lower(mod, lazy=lazy, lazy_weights=lazy_weights)
         dump("lower", mod)
-    relax.build(mod, target, relax_pipeline=None).export_library(str(library))
-    return schedules.choices
+    return CompiledModule(schedules.choices, build_library(mod, target, library))

@@ -4,8 +4,10 @@ An analysis: reads the float module and the configuration, changes nothing, read
 """
 
 import difflib
+import functools
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,6 +26,8 @@ from .reconstruct import predicted_seconds
 # `reconstruct="auto"` adjusts the kept weights while that is predicted to take no longer than this, for all layers.
 AUTO_SECONDS = 600
 _LEAVE = LayerScheme(sparsity=None, dtype="float32")
+
+FindFormat = Callable[[LayerScheme], registry.WeightFormat]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,14 @@ class Plan:
         return any(linear.needs_squares or linear.needs_gram for linear in self.linears)
 
 
-def make_plan(module: tvm.IRModule, entries: tuple[str, ...], config: HWPQConfig, *, calibrated: bool) -> Plan:
+def make_plan(
+    module: tvm.IRModule,
+    entries: tuple[str, ...],
+    config: HWPQConfig,
+    *,
+    calibrated: bool,
+    target: tvm.target.Target | None = None,
+) -> Plan:
     """Give every linear of `module` a scheme.
 
     Parameters
@@ -166,6 +177,8 @@ def make_plan(module: tvm.IRModule, entries: tuple[str, ...], config: HWPQConfig
         What the user asks for.
     calibrated
         Whether sums of squared inputs will be there; without them every metric falls back to `magnitude`.
+    target
+        What the model will run on, which decides about formats; None is any CPU.
 
     Returns
     -------
@@ -191,6 +204,7 @@ def make_plan(module: tvm.IRModule, entries: tuple[str, ...], config: HWPQConfig
     heads = {weight.name for weight in output_projections(functions[0], first)}
     _check_patterns(config, [layer_name(call.weight.name) for call in first])
 
+    find_format = functools.partial(_format, config=config, target=target)
     plans: dict[str, LinearPlan] = {}
     problems: list[str] = []
     for call in first:
@@ -199,14 +213,19 @@ def make_plan(module: tvm.IRModule, entries: tuple[str, ...], config: HWPQConfig
             continue
         try:
             plans[weight] = _plan_linear(
-                call, config, is_head=weight in heads, is_table=weight in tables, calibrated=calibrated
+                call,
+                config,
+                find_format,
+                is_head=weight in heads,
+                is_table=weight in tables,
+                calibrated=calibrated,
             )
         except PlanError as error:
             problems.append(str(error))
     table_plans = []
     for table in embeddings:
         try:
-            table_plans.append(plans.get(table.weight.name) or _plan_embedding(table, config))
+            table_plans.append(plans.get(table.weight.name) or _plan_embedding(table, config, find_format))
         except PlanError as error:
             problems.append(str(error))
     if problems:
@@ -231,7 +250,13 @@ def _check_patterns(config: HWPQConfig, names: list[str]) -> None:
 
 
 def _plan_linear(
-    call: LinearCall, config: HWPQConfig, *, is_head: bool, is_table: bool, calibrated: bool
+    call: LinearCall,
+    config: HWPQConfig,
+    find_format: FindFormat,
+    *,
+    is_head: bool,
+    is_table: bool,
+    calibrated: bool,
 ) -> LinearPlan:
     n, k = call.shape
     scheme, reason = config.scheme(layer_name(call.weight.name), is_head=is_head)
@@ -240,20 +265,28 @@ def _plan_linear(
             reason = reason or f"no calibration, so no reconstruction by {scheme.reconstruct}"
         scheme = replace(scheme, metric="magnitude", reconstruct="none")
     if scheme.sparsity is not None:
-        weight_format = _format(scheme, config)
+        weight_format = find_format(scheme)
         why = weight_format.why_not(n, k) or ("tied to an embedding, which is read by row" if is_table else None)
         if why:
             scheme, reason = replace(scheme, sparsity=None), why
-    return _fitted(call.weight.name, n, k, scheme, reason, config)
+    return _fitted(call.weight.name, n, k, scheme, reason, config, find_format)
 
 
-def _plan_embedding(call: EmbeddingCall, config: HWPQConfig) -> LinearPlan:
+def _plan_embedding(call: EmbeddingCall, config: HWPQConfig, find_format: FindFormat) -> LinearPlan:
     """Plan a table that is no linear: it is stored with the head's scheme."""
     n, k = (int(dim) for dim in call.weight.ty.shape.values)
-    return _fitted(call.weight.name, n, k, config.lm_head, None, config)
+    return _fitted(call.weight.name, n, k, config.lm_head, None, config, find_format)
 
 
-def _fitted(weight: str, n: int, k: int, scheme: LayerScheme, reason: str | None, config: HWPQConfig) -> LinearPlan:
+def _fitted(
+    weight: str,
+    n: int,
+    k: int,
+    scheme: LayerScheme,
+    reason: str | None,
+    config: HWPQConfig,
+    find_format: FindFormat,
+) -> LinearPlan:
     """Make the plan of a layer, with what the configuration says of groups that do not divide its in_features."""
     if scheme.sparsity is None:
         scheme = replace(scheme, reconstruct="none")
@@ -268,15 +301,16 @@ def _fitted(weight: str, n: int, k: int, scheme: LayerScheme, reason: str | None
             scheme, reason = replace(_LEAVE, reconstruct="none"), why
         else:
             reason = reason or f"{why}: its last group is a short one"
-    return LinearPlan(weight, n, k, scheme, _format(scheme, config), reason)
+    return LinearPlan(weight, n, k, scheme, find_format(scheme), reason)
 
 
-def _format(scheme: LayerScheme, config: HWPQConfig) -> registry.WeightFormat:
+def _format(scheme: LayerScheme, *, config: HWPQConfig, target: tvm.target.Target | None) -> registry.WeightFormat:
     return registry.weight_format(
         sparsity="2:4" if scheme.sparsity == "2:4" else None,
         dtype=scheme.dtype,
         group_size=scheme.group,
         activations=config.activations,
+        target=target,
     )
 
 

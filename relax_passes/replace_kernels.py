@@ -86,7 +86,9 @@ def quantizations(dataflow: Dataflow, var: relax.Var) -> tuple[list[relax.Var], 
     results: dict[relax.Var, int] = {}
     for reader in dataflow.readers.get(var, ()):
         items = dataflow.items(reader)
-        if items is None or dataflow.kernel(reader, "quantize_activations") is None:
+        call = dataflow.kernel(reader, "quantize_activations")
+        # Kernels that quantize what they compute do it to int8.
+        if items is None or call is None or call[0]["dtype"] != "int8":
             continue
         # What is handed out of the dataflow block has to stay: its readers may be anywhere.
         if all(isinstance(each, relax.DataflowVar) for each in (reader, *items)):

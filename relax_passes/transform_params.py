@@ -18,7 +18,7 @@ from hwpq_tvm.schedules.linear_float32 import linear_float32
 
 from .kernel_calls import call_kernel
 from .linears import OUTPUT_NAMES
-from .packing import input_gram_name, input_squares_name, packed_types
+from .packing import compressed_types, input_gram_name, input_squares_name
 from .plan import LinearGroup, LinearPlan
 from .reconstruct import reconstruct
 
@@ -93,7 +93,7 @@ class _Transform:
         parts: list[list[relax.Expr]] = []
         for linear in group.members:
             parts.append(self._linear(group, linear))
-        for name, values in zip(packed_types(group), zip(*parts, strict=True), strict=True):
+        for name, values in zip(compressed_types(group), zip(*parts, strict=True), strict=True):
             self._output(name, values[0] if len(values) == 1 else relax.op.concat(list(values), axis=0))
 
     def _linear(self, group: LinearGroup, linear: LinearPlan) -> list[relax.Expr]:
@@ -101,7 +101,7 @@ class _Transform:
         N, K = linear.N, linear.K
         W, squares = self.inputs[linear.weight], self.inputs[input_squares_name(group)]
         factors = self._factors(squares, linear.scheme.metric, K)
-        out = [relax.TensorType(*part) for part in linear.format.packed(N, K).values()]
+        out = [relax.TensorType(*part) for part in linear.format.source.packed(N, K).values()]
         out.append(relax.TensorType([N, STATISTICS_COLUMNS], "float32"))
         clip_search = linear.scheme.clip_search
         if not linear.needs_gram:

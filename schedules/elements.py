@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from hwpq_tvm.schedules.layouts import nibbles, sparse24_float
+from hwpq_tvm.schedules.layouts import mma, nibbles, sparse24_float
 from hwpq_tvm.schedules.layouts.sparse24_int8 import GROUP, KEPT, VALUE_VECTORS
 from hwpq_tvm.schedules.layouts.tiles import ROWS, STEP
 
@@ -43,6 +43,21 @@ def float32_of(code: Any, lanes: int = 1) -> Any:
     return T.reinterpret(f"float32{suffix}", kept) * constant(T.float32(2.0 ** _EXPONENT_GAPS[dtype]))
 
 
+def float8_of(x: Any) -> Any:
+    """Convert a float32 to the code (uint8) of the nearest float8 e4m3fn, half to even; at most 448 in magnitude."""
+    bits = T.reinterpret("int32", x)
+    # min() gives its second argument for a NaN, so that codes are those of numbers.
+    size = T.min(T.reinterpret("float32", bits & T.int32(0x7FFFFFFF)), T.float32(448))
+    magnitude = T.reinterpret("int32", size)
+    odd = magnitude >> T.int32(20) & T.int32(1)
+    normal = (magnitude + T.int32((1 << 19) - 1) + odd >> T.int32(20)) - T.int32((127 - 7) << 3)
+    # Below the smallest normal number all are multiples of 2^-9: the last bit of this power of two.
+    power = 2.0 ** (23 - 9)
+    subnormal = T.reinterpret("int32", size + T.float32(power)) - T.int32((127 + 14) << 23)
+    code = T.Select(size < T.float32(2.0**-6), subnormal, normal)
+    return T.Cast("uint8", code | (bits >> T.int32(24) & T.int32(0x80)))
+
+
 def float32_of_bfloat16(bits: Any, lanes: int = 1) -> Any:
     """Convert the bit pattern (uint16) of a bfloat16."""
     suffix = "" if lanes == 1 else f"x{lanes}"
@@ -53,6 +68,10 @@ def float32_of_bfloat16(bits: Any, lanes: int = 1) -> Any:
 def dense_element(name: str, group_size: int | None, parts: Parts, n: Any, k: Any) -> Any:
     """Weight ``[n, k]`` of a dense layout in float32."""
     weight = parts["weight"]
+    if name in mma.LAYOUTS:
+        block, step = n // mma.BLOCK, k // STEP
+        value = _mma_value(mma.LAYOUTS[name], weight, block, step, n % mma.BLOCK, k % STEP)
+        return value * _mma_scale(group_size, parts, n, k) if "scale" in parts else value
     if name == "dense_float32":
         return weight[n, k]
     if name in ("dense_float16", "dense_float8"):
@@ -69,6 +88,8 @@ def dense_element(name: str, group_size: int | None, parts: Parts, n: Any, k: An
 def kept_element(name: str, group_size: int | None, parts: Parts, n: Any, group: Any, element: Any) -> tuple[Any, Any]:
     """Kept element 0 or 1 of a group of four of row n in a 2:4 layout: its value in float32, its index in the group."""
     weight = parts["weight"]
+    if name in mma.LAYOUTS:
+        return _mma_kept(mma.LAYOUTS[name], group_size, parts, n, group, element)
     block, step, here = n // ROWS, group // (STEP // GROUP), group % (STEP // GROUP)
     if name in ("sparse24_float16", "sparse24_float8"):
         e, per_word = here * KEPT + element, sparse24_float.PER_WORD
@@ -93,3 +114,37 @@ def nibble(byte: Any, half: Any) -> Any:
 def _scale(group_size: int | None, parts: Parts, n: Any, k: Any) -> Any:
     scale = parts["scale"]
     return scale[n] if group_size is None else float32_of_bfloat16(scale[n // ROWS, k // group_size, n % ROWS])
+
+
+def _mma_value(layout: mma.MmaLayout, weight: Any, block: Any, step: Any, row: Any, column: Any) -> Any:
+    """Weight of a tile, in the order of `layout.values`, in float32 and without its scale."""
+    place = layout.values.position(row, column)
+    if layout.values.bits == 4:
+        nibbles_of_two = T.Cast("int32", weight[block, step, place // 2])
+        return T.Cast("float32", nibbles_of_two << T.Cast("int32", 28 - place % 2 * 4) >> 28)
+    if layout.source.endswith("int8"):
+        return T.Cast("float32", weight[block, step, place])
+    if layout.values.bits == 8:
+        return float32_of(T.reinterpret("uint8", weight[block, step, place]))
+    low, high = (T.Cast("uint16", T.reinterpret("uint8", weight[block, step, place * 2 + i])) for i in range(2))
+    return float32_of(T.reinterpret("float16", low | high << T.uint16(8)))
+
+
+def _mma_kept(
+    layout: mma.MmaLayout, group_size: int | None, parts: Parts, n: Any, group: Any, element: Any
+) -> tuple[Any, Any]:
+    assert layout.metadata is not None
+    weight, groups = parts["weight"], STEP // GROUP
+    block, step, row = n // mma.BLOCK, group // groups, n % mma.BLOCK
+    value = _mma_value(layout, weight, block, step, row, group % groups * KEPT + element)
+    place = layout.metadata.position(row, group % groups)
+    code = T.Cast("int32", weight[block, step, layout.values.nbytes + place // 2]) >> T.Cast("int32", place % 2 * 4)
+    index = code >> T.Cast("int32", element * 2) & 3
+    return value * _mma_scale(group_size, parts, n, group * GROUP) if "scale" in parts else value, index
+
+
+def _mma_scale(group_size: int | None, parts: Parts, n: Any, k: Any) -> Any:
+    scale = parts["scale"]
+    if group_size is None:
+        return scale[n]
+    return float32_of_bfloat16(scale[n // mma.BLOCK, k // group_size, n % mma.BLOCK])

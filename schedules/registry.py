@@ -1,9 +1,9 @@
-"""THE capability table: which formats exist, which kernel runs what on which CPU, and the choice for one function.
+"""THE capability table: which formats exist, which kernel runs what where, and the choice for one function.
 
 The code, the errors and the documentation all read this table.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,12 +24,33 @@ from hwpq_tvm.schedules.cpu import (
     rotary,
     rows,
 )
+from hwpq_tvm.schedules.cuda import activations as cuda_activations
+from hwpq_tvm.schedules.cuda import attention as cuda_attention
+from hwpq_tvm.schedules.cuda import embedding as cuda_embedding
+from hwpq_tvm.schedules.cuda import gate as cuda_gate
+from hwpq_tvm.schedules.cuda import generic as cuda_generic
+from hwpq_tvm.schedules.cuda import kv_cache as cuda_kv_cache
+from hwpq_tvm.schedules.cuda import linear as cuda_linear
+from hwpq_tvm.schedules.cuda import norm as cuda_norm
+from hwpq_tvm.schedules.cuda import rotary as cuda_rotary
+from hwpq_tvm.schedules.cuda import simt
+from hwpq_tvm.schedules.cuda.architectures import ARCHITECTURES, Architecture, architecture_of
 from hwpq_tvm.schedules.kernel_attr import description
+from hwpq_tvm.schedules.layouts import mma
 from hwpq_tvm.schedules.layouts.tiles import GROUP_SIZES
-from hwpq_tvm.schedules.weight_formats import WEIGHT_FORMATS, WeightFormat
+from hwpq_tvm.schedules.weight_formats import CUDA_FORMATS, WEIGHT_FORMATS, WeightFormat
 from hwpq_tvm.targets import cpu_features
 
-__all__ = ["ISAS", "KERNELS", "KernelKey", "ScheduleChoice", "WeightFormat", "schedule", "weight_format"]
+__all__ = [
+    "ISAS",
+    "KERNELS",
+    "KernelKey",
+    "ScheduleChoice",
+    "WeightFormat",
+    "schedule",
+    "tensor_core_formats",
+    "weight_format",
+]
 
 ScheduleFunction = Callable[[PrimFunc, Target], PrimFunc]
 Quality = Literal["default", "portable", "generic"]
@@ -37,13 +58,15 @@ Kind = Literal["gemv", "gemm"]
 
 KINDS: tuple[Kind, ...] = ("gemv", "gemm")
 
-# Instruction sets that kernels are written for, the best first: name -> LLVM features that all of its kernels use.
+# Instruction sets of CPUs that kernels are written for, the best first: name -> LLVM features that its kernels use.
 ISAS: dict[str, frozenset[str]] = {
     "avx512vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}),
     "avx2": frozenset({"avx2"}),
     "neon_dotprod": frozenset({"neon", "dotprod"}),
     "any": frozenset(),
 }
+# Kernels on the plain cores of any GPU; those on its tensor cores are named by the architecture.
+SIMT = "simt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +76,7 @@ class KernelKey:
     Attributes
     ----------
     isa
-        A name of `ISAS`.
+        A name of `ISAS` or `ARCHITECTURES`, or `SIMT`.
     sparsity
         "2:4" or None.
     weight_dtype, activation_dtype
@@ -81,8 +104,8 @@ class ScheduleChoice:
     kernel
         Name of the kernel, such as "avx2.sparse24_int8.gemv".
     schedule
-        "default" for a schedule made for this kind of CPU, "portable" for one that runs on any, "generic" for a
-        function that is no kernel of this package.
+        "default" for a schedule made for this kind of CPU or GPU, "portable" for one that runs on any, "generic" for
+        a function that is no kernel of this package.
     """
 
     kernel: str
@@ -96,6 +119,12 @@ def _linears(
     isa: str, formats: Iterable[WeightFormat], function: ScheduleFunction, quality: Quality
 ) -> dict[KernelKey, Entry]:
     return {_key(isa, weights, kind): (function, quality) for weights in formats for kind in KINDS}
+
+
+def tensor_core_formats(architecture: Architecture) -> list[WeightFormat]:
+    """Formats that the tensor cores of an architecture multiply."""
+    names = mma.by_source(float8=architecture.float8).values()
+    return [each for each in CUDA_FORMATS if each.name in names]
 
 
 def _key(isa: str, weights: WeightFormat, kind: Kind) -> KernelKey:
@@ -115,10 +144,16 @@ KERNELS: dict[KernelKey, Entry] = {
     **_linears("any", [weights for weights in _FLOATS if weights not in _ROWS], linear_tiles.schedule, "portable"),
     # One schedule for every CPU: it takes the width of the target's vectors.
     **_linears("any", _ROWS, linear_rows.schedule, "default"),
+    **{
+        key: entry
+        for name, architecture in ARCHITECTURES.items()
+        for key, entry in _linears(name, tensor_core_formats(architecture), cuda_linear.schedule, "default").items()
+    },
+    **_linears(SIMT, _FLOATS, simt.schedule, "portable"),
 }
 
-# Kernels other than linears: op -> schedule, for every CPU.
-_OTHER_KERNELS: dict[str, ScheduleFunction] = {
+# Kernels other than linears: op -> schedule, for every CPU and every GPU. Compression runs on CPUs only.
+_CPU_KERNELS: dict[str, ScheduleFunction] = {
     "attention": attention.schedule,
     "kv_cache_update": attention.schedule,
     "rotary_update": rotary.schedule,
@@ -131,6 +166,15 @@ _OTHER_KERNELS: dict[str, ScheduleFunction] = {
     "gram": gram.schedule,
     "input_squares": gram.schedule_squares,
 }
+_CUDA_KERNELS: dict[str, ScheduleFunction] = {
+    "attention": cuda_attention.schedule,
+    "kv_cache_update": cuda_kv_cache.schedule,
+    "rotary_update": cuda_rotary.schedule,
+    "norm": cuda_norm.schedule,
+    "gate": cuda_gate.schedule,
+    "quantize_activations": cuda_activations.schedule,
+    "embedding": cuda_embedding.schedule,
+}
 
 
 def weight_format(
@@ -139,6 +183,7 @@ def weight_format(
     dtype: str,
     group_size: int | None = None,
     activations: Literal["int8", "float"] = "int8",
+    target: Target | None = None,
 ) -> WeightFormat:
     """Look up the packed format of a scheme.
 
@@ -152,7 +197,9 @@ def weight_format(
         in_features that share a scale; None or -1 is the whole row.
     activations
         Whether linears on integer weights read activations quantized to int8, or float32 ones (weight-only). Linears
-        on floating-point weights always read float32.
+        on floating-point weights read float32 on CPUs, and what tensor cores multiply on GPUs.
+    target
+        What the linears run on; None is any CPU.
 
     Returns
     -------
@@ -166,10 +213,11 @@ def weight_format(
     """
     packed_sparsity = sparsity if sparsity == "2:4" else None
     group_size = None if group_size == -1 else group_size
-    activation_dtype = "int8" if activations == "int8" and dtype in ("int8", "int4") else "float32"
-    asked = (packed_sparsity, dtype, group_size, activation_dtype)
-    for candidate in WEIGHT_FORMATS:
-        if asked == (candidate.sparsity, candidate.dtype, candidate.group_size, candidate.activation_dtype):
+    weight_only = dtype in ("int8", "int4") and activations == "float"
+    for candidate in _formats(target):
+        if (candidate.sparsity, candidate.dtype, candidate.group_size) == (packed_sparsity, dtype, group_size) and (
+            not weight_only or candidate.activation_dtype == "float32"
+        ):
             return candidate
     known = ", ".join(dict.fromkeys(f"{known.sparsity or 'dense'} {known.dtype}" for known in WEIGHT_FORMATS))
     grouped = dict.fromkeys(known.dtype for known in WEIGHT_FORMATS if known.group_size is not None)
@@ -180,6 +228,15 @@ def weight_format(
     )
 
 
+def _formats(target: Target | None) -> Iterator[WeightFormat]:
+    """Formats that there are kernels for on a target; of those for one scheme the best first."""
+    if target is None or target.kind.name != "cuda":
+        yield from WEIGHT_FORMATS
+        return
+    yield from tensor_core_formats(architecture_of(target))
+    yield from _FLOATS
+
+
 def schedule(func: PrimFunc, target: Target) -> tuple[PrimFunc, ScheduleChoice]:
     """Schedule a function for a target.
 
@@ -188,7 +245,7 @@ def schedule(func: PrimFunc, target: Target) -> tuple[PrimFunc, ScheduleChoice]:
     func
         A description (see `kernel_attr`), or any other TensorIR function.
     target
-        What it will run on, of kind "llvm".
+        What it will run on, of kind "llvm" or "cuda".
 
     Returns
     -------
@@ -199,13 +256,16 @@ def schedule(func: PrimFunc, target: Target) -> tuple[PrimFunc, ScheduleChoice]:
     UnsupportedSchemeError
         When the table has no kernel for the description.
     """
-    kernel = description(func)
+    kernel, on_gpu = description(func), target.kind.name == "cuda"
     if kernel is None:
-        return generic.schedule(func, target), ScheduleChoice("generic", "generic")
+        return (cuda_generic if on_gpu else generic).schedule(func, target), ScheduleChoice("generic", "generic")
     if kernel["op"] == "linear":
         name, function, quality = _linear_kernel(kernel, target)
     else:
-        name, function, quality = kernel["op"], _OTHER_KERNELS[kernel["op"]], "default"
+        others = _CUDA_KERNELS if on_gpu else _CPU_KERNELS
+        if kernel["op"] not in others:
+            raise UnsupportedSchemeError(f"no kernel for {kernel['op']} on {target.kind.name}: it runs on CPUs only.")
+        name, function, quality = kernel["op"], others[kernel["op"]], "default"
     return function(func, target), ScheduleChoice(name, quality)
 
 
@@ -213,16 +273,24 @@ def _linear_kernel(kernel: dict[str, Any], target: Target) -> tuple[str, Schedul
     asked = (kernel["weight_format"], kernel.get("group_size"), kernel["activation_dtype"])
     known = next(
         candidate
-        for candidate in WEIGHT_FORMATS
+        for candidate in (*WEIGHT_FORMATS, *CUDA_FORMATS)
         if asked == (candidate.name, candidate.group_size, candidate.activation_dtype)
     )
     kind: Kind = "gemv" if all(size == 1 for size in kernel["lead"]) else "gemm"
-    features = cpu_features(target)
-    for isa, needed in ISAS.items():
+    isas = _isas(target)
+    for isa in isas:
         key = _key(isa, known, kind)
-        if needed <= features and key in KERNELS:
+        if key in KERNELS:
             function, quality = KERNELS[key]
             return f"{isa}.{known.label}.{kind}", function, quality
     raise UnsupportedSchemeError(
-        f"no kernel for a {kind} with {known.label} weights on {target.kind.name} with features {sorted(features)}."
+        f"no kernel for a {kind} with {known.label} weights on {target.kind.name} with {', '.join(isas)}."
     )
+
+
+def _isas(target: Target) -> list[str]:
+    """Instruction sets of a target that kernels are written for, the best first."""
+    if target.kind.name == "cuda":
+        return [architecture_of(target).name, SIMT]
+    features = cpu_features(target)
+    return [isa for isa, needed in ISAS.items() if needed <= features]

@@ -1,20 +1,24 @@
 """What can be done with a weight in each format: how it is stored, made, multiplied, looked up and read back."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Literal
 
 import numpy as np
 from tvm.tirx import PrimFunc
 
 from hwpq_tvm.schedules import embedding as embeddings
+from hwpq_tvm.schedules.activations import ActivationDtype
 from hwpq_tvm.schedules.compress.compress import compress
 from hwpq_tvm.schedules.compress.selection import Selection
+from hwpq_tvm.schedules.layouts import mma
 from hwpq_tvm.schedules.layouts import packed as layouts
 from hwpq_tvm.schedules.layouts.sparse24_int8 import GROUP
 from hwpq_tvm.schedules.layouts.tiles import GROUP_SIZES
 from hwpq_tvm.schedules.linear_float32 import linear_float32
 from hwpq_tvm.schedules.linear_int8 import linear_int8
+from hwpq_tvm.schedules.linear_mma import linear_mma
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +36,14 @@ class WeightFormat:
     group_size
         in_features that share a scale; None is the whole row, or no scale at all.
     activation_dtype
-        What the linear reads: "int8" activations come from `quantize_activations`.
+        What the linear reads; other than float32 comes from `quantize_activations`.
     """
 
     name: str
     sparsity: str | None
     dtype: str
     group_size: int | None
-    activation_dtype: str
+    activation_dtype: ActivationDtype | Literal["float32"]
 
     @property
     def label(self) -> str:
@@ -52,6 +56,14 @@ class WeightFormat:
     def packs(self) -> bool:
         """Whether weights are compressed; False where they are used as they are."""
         return self.dtype != "float32"
+
+    @property
+    def source(self) -> "WeightFormat":
+        """The format that compression writes, the same for every target: this one is arranged from it."""
+        if self.name not in mma.LAYOUTS:
+            return self
+        activation_dtype: Literal["int8", "float32"] = "int8" if self.dtype.startswith("int") else "float32"
+        return replace(self, name=mma.LAYOUTS[self.name].source, activation_dtype=activation_dtype)
 
     def why_not(self, N: int, K: int) -> str | None:
         """Say why a weight of this shape can't have this format; None when it can."""
@@ -66,6 +78,12 @@ class WeightFormat:
         """
         return layouts.tensors(self.name, self.group_size, N, K)
 
+    def arrange(self, packed: Mapping[str, np.ndarray], N: int, K: int) -> dict[str, np.ndarray]:
+        """Bring the packed tensors of `source` into the order of this format."""
+        if self.name not in mma.LAYOUTS:
+            return dict(packed)
+        return mma.arrange(self.name, self.group_size, packed, N, K)
+
     def rows(self, N: int) -> int:
         """Rows of the packed weight, which are features of the product: N, or N padded to whole blocks."""
         return layouts.rows(self.name, N)
@@ -78,14 +96,14 @@ class WeightFormat:
     def compress(
         self, N: int, K: int, *, selection: Selection | None, clip_search: bool = True, reconstructed: bool = False
     ) -> PrimFunc | None:
-        """Describe selection, quantization and packing; None where weights are used as they are.
+        """Describe selection, quantization and packing to `source`; None where weights are used as they are.
 
         The function and its parameters are those of `schedules.compress.compress.compress`.
         """
         if not self.packs:
             return None
         return compress(
-            self.name,
+            self.source.name,
             self.group_size,
             N,
             K,
@@ -96,6 +114,8 @@ class WeightFormat:
 
     def linear(self, lead: Sequence[int | str], N: int, K: int) -> PrimFunc:
         """Describe the linear on packed tensors; N may be the sum of the `rows` of several."""
+        if self.name in mma.LAYOUTS:
+            return linear_mma(self.name, lead, N, K, self.group_size)
         if self.activation_dtype == "int8":
             return linear_int8(self.name, lead, N, K, self.group_size)
         return linear_float32(lead, N, K, self.name, self.group_size)
@@ -109,15 +129,31 @@ class WeightFormat:
         return layouts.dequantize(self.name, self.group_size, packed, N, K)
 
 
-def _formats() -> Iterator[WeightFormat]:
+# Integers are multiplied with integers, or (weight-only) with float32.
+_INTEGER_ACTIVATIONS: tuple[Literal["int8", "float32"], ...] = ("int8", "float32")
+
+
+def _cpu_formats() -> Iterator[WeightFormat]:
     for prefix, sparsity in (("sparse24", "2:4"), ("dense", None)):
         for dtype in ("int8", "int4"):
             for group_size in (None, *GROUP_SIZES):
-                for activation_dtype in ("int8", "float32"):
+                for activation_dtype in _INTEGER_ACTIVATIONS:
                     yield WeightFormat(f"{prefix}_{dtype}", sparsity, dtype, group_size, activation_dtype)
         yield WeightFormat(f"{prefix}_float8", sparsity, "float8_e4m3fn", None, "float32")
         yield WeightFormat(f"{prefix}_float16", sparsity, "float16", None, "float32")
     yield WeightFormat("dense_float32", None, "float32", None, "float32")
 
 
-WEIGHT_FORMATS: tuple[WeightFormat, ...] = tuple(_formats())
+def _cuda_formats() -> Iterator[WeightFormat]:
+    """Formats for tensor cores; a format of integers comes with each size of groups."""
+    for name, layout in mma.LAYOUTS.items():
+        stored = layout.source.partition("_")[2]
+        dtype = "float8_e4m3fn" if stored == "float8" else stored
+        for group_size in (None, *GROUP_SIZES) if dtype.startswith("int") else (None,):
+            sparsity = None if layout.metadata is None else "2:4"
+            yield WeightFormat(name, sparsity, dtype, group_size, layout.multiplied)
+
+
+# Formats that compression writes and CPUs run; GPUs run those of them that tensor cores have no layout for.
+WEIGHT_FORMATS: tuple[WeightFormat, ...] = tuple(_cpu_formats())
+CUDA_FORMATS: tuple[WeightFormat, ...] = tuple(_cuda_formats())

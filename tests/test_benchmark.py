@@ -55,6 +55,7 @@ def test_json_of_a_real_measurement(tiny):
         "decode_weight_bytes": 0,
         "decode_weight_bytes_per_second": 0,
         "kv_cache_bytes": 4 * CACHE[1] * CACHE[-2] * CACHE[-1],
+        "device": "cpu",
         "threads": 1,
         "prompt_length": 10,
         "context": 10,

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import hwpq_tvm
-from hwpq_tvm import HWPQConfig, LayerScheme, calibration, compiler, compression
-from hwpq_tvm.errors import ConfigError, HwpqError, PlanError, TargetError
+from hwpq_tvm import HWPQConfig, LayerScheme, calibration, compiler, compression, cuda_toolkit, layer_report
+from hwpq_tvm.errors import ConfigError, DependencyError, HwpqError, ImportModelError, PlanError, TargetError
 from hwpq_tvm.importers import sources
+from hwpq_tvm.targets import resolve_target
 from tests.tiny_hf import save, tiny_llama, tiny_qwen2
 
 
@@ -54,7 +55,7 @@ def test_a_plan_reads_no_weights(tmp_path, monkeypatch):
     [
         (None, {"memory_budget": -1}, ConfigError, "memory_budget=-1"),
         ("nowhere", {}, HwpqError, "nowhere"),
-        ("nowhere", {"target": "cuda"}, TargetError, 'use target="cpu"'),
+        ("nowhere", {"target": "cuda:sm_70"}, TargetError, "kernels exist for"),
         ("nowhere", {"target": "abacus"}, TargetError, "unknown target 'abacus'"),
         (None, {"config": HWPQConfig(ignore=["lm_haed"])}, ConfigError, "matches no linear layer"),
         (None, {"max_seq_len": 65}, HwpqError, "max_seq_len"),
@@ -68,6 +69,35 @@ def test_what_cannot_work_is_refused_before_any_work(model, options, kind, words
         )
     assert words in str(error.value)
     assert not (tmp_path / "work").exists()
+
+
+def test_without_nvcc_or_what_it_needs_nothing_is_built_for_gpus(monkeypatch):
+    def missing():
+        raise DependencyError("nvcc was not found")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_toolkit, "find_toolkit", missing)
+        with pytest.raises(DependencyError, match="nvcc was not found"):
+            hwpq_tvm.build("nowhere", "cuda:sm_80")
+    monkeypatch.setattr(cuda_toolkit, "find_toolkit", lambda: None)
+    monkeypatch.delenv("NVCC_CCBIN", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(DependencyError, match=r"nvcc needs a C\+\+ compiler, and g\+\+ was not found"):
+        hwpq_tvm.build("nowhere", "cuda:sm_80")
+    with pytest.raises(ImportModelError):  # CPUs do without
+        hwpq_tvm.build("nowhere", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("target", "words"), [("cpu:x86-64", "is written for the CPU of this target"), ("cuda:sm_80", "uses tensor cores")]
+)
+def test_the_report_says_what_the_format_of_slow_layers_lacks(target, words):
+    layers = [
+        {"schedule": {"prefill": quality, "decode": "default"}} for quality in ("portable", "default", "portable")
+    ]
+    (warning,) = layer_report._portable(layers, resolve_target(target))
+    assert warning.startswith("2 of 3 layers run on portable kernels")
+    assert warning.endswith(f"their format has none that {words}")
 
 
 def test_all_layers_that_cannot_have_their_scheme_are_named_at_once():

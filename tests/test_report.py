@@ -41,3 +41,45 @@ def test_lines_of_the_model():
 
 def test_megabytes_are_decimal():
     assert megabytes(98_400_000) == "98.4 MB"
+
+
+def test_kernels_on_a_gpu_are_shown_with_predicted_times_and_what_bounds_them():
+    value = report()
+    kernel = {"parameters": "", "why": ""}
+    ranges = [
+        {**kernel, "max_tokens": 4, "kernel": "gemv", "predicted_us": 3.18, "bound": "memory latency"},
+        {**kernel, "max_tokens": 64, "kernel": "mma 64x32", "predicted_us": 4.26, "bound": "L2"},
+        {**kernel, "max_tokens": None, "kernel": "mma 128x128", "predicted_us": 61.0, "bound": "tensor cores"},
+    ]
+    one = [{**kernel, "max_tokens": 1, "kernel": "gemv", "predicted_us": 2.96, "bound": "DRAM"}]
+    value["layers"][0]["predicted"] = {
+        "prefill": {"device": "A100 SXM 40GB", "kernels": ranges},
+        "decode": {"device": "A100 SXM 40GB", "kernels": one},
+    }
+    shown = text(layer_table(value), width=400)
+    assert "predicted, bound by" in shown.splitlines()[1]
+    pruned = next(line for line in shown.splitlines() if line.startswith("model.up_proj"))
+    assert (
+        "prefill: gemv 3.2 us (memory latency) to 4 tokens, mma 64x32 4.3 us (L2) to 64, "
+        "mma 128x128 61.0 us (tensor cores) for more; decode: gemv 3.0 us (DRAM)"
+    ) in pruned
+    line = next(line for line in model_lines(value) if line.startswith("kernel times"))
+    assert "predicted from the datasheet of A100 SXM 40GB, not measured" in line
+
+
+def test_nothing_is_predicted_for_a_cpu():
+    assert "predicted" not in text(layer_table(report())) + "".join(model_lines(report()))
+
+
+def test_device_code_is_summed_up():
+    kernel = {"name": "a_kernel", "registers": 40, "stack_bytes": 0, "spill_store_bytes": 0, "spill_load_bytes": 0}
+    code = {"bytes": 2_500_000, "architecture": "sm_90a", "ptx_architecture": "sm_90", "cuda_version": [13, 5]}
+    value = {**report(), "device_code": {**code, "kernels": [kernel, {**kernel, "registers": 96}]}}
+    (line,) = (each for each in model_lines(value) if each.startswith("device code"))
+    assert line == (
+        "device code: 2.5 MB, binary for sm_90a and PTX for GPUs newer than it (from sm_90), nvcc 13.5; 2 kernels of "
+        "at most 96 registers, none of which spills any"
+    )
+    value["device_code"]["kernels"].append({**kernel, "name": "b_kernel", "stack_bytes": 16})
+    (line,) = (each for each in model_lines(value) if each.startswith("device code"))
+    assert line.endswith("3 kernels of at most 96 registers, in local memory beyond them: b_kernel")

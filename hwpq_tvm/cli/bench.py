@@ -69,7 +69,7 @@ def bench(options: argparse.Namespace) -> None:
         repeat=options.repeat,
     )
     # The compiler and the memory that it is tried on come after the peak of the models' own memory was read.
-    threads = {result.threads for result in results.values()}
+    threads = {result.threads for result in results.values() if result.device == "cpu"}
     stream = _stream_bandwidths(threads) if options.bandwidth else {}
     console = output_console()
     console.print(speed_table(results, stream), soft_wrap=False)
@@ -80,7 +80,8 @@ def bench(options: argparse.Namespace) -> None:
     values: dict[str, dict[str, Any]] = {}
     for name, result in results.items():
         console.print(f"{name}: {memory_line(result)}", markup=False)
-        values[name] = {**result.to_json(), "stream_bytes_per_second": stream.get(result.threads)}
+        best = stream.get(result.threads) if result.device == "cpu" else None
+        values[name] = {**result.to_json(), "stream_bytes_per_second": best}
     if options.profile:
         for name, result in results.items():
             lengths = {"prompt_length": result.prompt_length, "context": result.context}
@@ -89,8 +90,11 @@ def bench(options: argparse.Namespace) -> None:
                 "prefill": f"{name}, prefill of {result.prompt_length}",
                 "decode": f"{name}, decode at {result.context}",
             }
+            waits = (
+                "" if result.device == "cpu" else f" (for their times, {result.device} is waited for after each call)"
+            )
             for phase, found in profiles.items():
-                console.print(f"\n{titles[phase]}: {profile_line(found)}", markup=False)
+                console.print(f"\n{titles[phase]}: {profile_line(found)}{waits}", markup=False)
                 console.print(profile_table(found), soft_wrap=False)
             values[name]["profile"] = {phase: found.to_json() for phase, found in profiles.items()}
     if options.json:

@@ -22,7 +22,11 @@ def add_parser(verbs: Verbs, common: argparse.ArgumentParser) -> None:
     parser = add_verb(verbs, common, "build", "compress a model with HWPQ and compile it", build)
     parser.add_argument("model", metavar="MODEL", help="folder of a Hugging Face causal language model, or a GGUF file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="artefact folder to write (needed without --dry-run)")
-    parser.add_argument("--target", default="cpu", help='"cpu" (this machine, the default), "cpu:x86-64-v3", ...')
+    parser.add_argument(
+        "--target",
+        default="cpu",
+        help='"cpu" (this machine, the default), "cpu:x86-64-v3", "cuda" (the GPU here), "cuda:sm_80", ...',
+    )
     whole = parser.add_mutually_exclusive_group()
     whole.add_argument("--config", type=Path, metavar="FILE.json", help="HWPQConfig as JSON")
     whole.add_argument("--preset", choices=presets(), help="a configuration that ships with hwpq")

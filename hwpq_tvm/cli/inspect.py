@@ -1,7 +1,9 @@
 """`hwpq inspect`: what an artefact holds."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .common import Verbs, add_verb, output_console, write_json
 
@@ -21,10 +23,7 @@ def inspect(options: argparse.Namespace) -> None:
     manifest, report = read_manifest(options.artifact), read_report(options.artifact)
     console = output_console()
     console.print(layer_table(report), soft_wrap=False)
-    target = ", ".join(
-        f"{key} {manifest.target[key]}" for key in ("mtriple", "mcpu", "num-cores") if key in manifest.target
-    )
-    console.print(f"target: {manifest.target.get('kind')} ({target})", markup=False)
+    console.print(f"target: {_target(manifest.target)}", markup=False)
     console.print(f"built with: hwpq_tvm {manifest.hwpq_tvm_version}, TVM {manifest.tvm_version}", markup=False)
     for line in model_lines(report):
         console.print(line, markup=False)
@@ -38,3 +37,10 @@ def inspect(options: argparse.Namespace) -> None:
             "source": manifest.source,
         }
         write_json(options.json, {**report, **about})
+
+
+def _target(target: Mapping[str, Any]) -> str:
+    """A target in a line, with that of the host code behind a GPU's."""
+    named = [f"{key} {target[key]}" for key in ("arch", "mtriple", "mcpu", "num-cores") if key in target]
+    host = f", host {_target(target['host'])}" if "host" in target else ""
+    return f"{target.get('kind')} ({', '.join(named)}){host}"

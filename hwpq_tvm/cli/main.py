@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import HwpqError
-from . import bench, build, demo, eval, inspect, run
+from . import bench, build, demo, doctor, eval, inspect, run
 
-VERBS = (build, run, eval, bench, inspect, demo)
+VERBS = (build, run, eval, bench, inspect, doctor, demo)
 
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
 
@@ -18,7 +18,7 @@ USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     top = argparse.ArgumentParser(
-        prog="hwpq", description="Compress language models (2:4 and int8) and compile them for this machine."
+        prog="hwpq", description="Compress language models with HWPQ and compile them for CPUs and NVIDIA GPUs."
     )
     top.add_argument("--version", action="version", version=f"hwpq {__version__}")
     common = argparse.ArgumentParser(add_help=False)

@@ -16,6 +16,8 @@ from ..cpu import architecture, library_architecture, missing_features
 from ..errors import ArtifactError, TargetError
 from ..versions import installed_version
 from .compiled_model import CompiledModel
+from .device import Device
+from .device_check import check_device, default_device, other_target
 from .manifest import Manifest
 from .tensor_file import read_tensors, write_tensors
 
@@ -131,14 +133,14 @@ def load(
 ) -> CompiledModel:
     """Load an artefact folder; torch and the compiler are not needed.
 
-    Versions, checksums and the CPU's features are checked before anything of it runs.
+    Versions, checksums, the CPU's features, the GPU and its driver are checked before anything of it runs.
 
     Parameters
     ----------
     path
         Folder that `CompiledModel.save` or `hwpq build` wrote.
     device
-        `"cpu"`, the default and so far the only one.
+        `"cpu"`, `"cuda"` or `"cuda:1"`; by default what the model was built for.
     progress
         Called with bytes read and bytes in all while the weights are read.
 
@@ -151,11 +153,13 @@ def load(
     ArtifactError
         When the folder is missing or damaged, or built for another machine or version.
     TargetError
-        When the device is unknown.
+        When the device is unknown or not there, or the model was built for another kind.
+    DependencyError
+        When a library that drives the device is missing.
     """
-    if device not in (None, "cpu"):
-        raise TargetError(f'device={device!r}: compiled models run on "cpu" only.')
+    where = None if device is None else Device.parse(device)
     folder, manifest = Path(path), read_manifest(path)
+    where = where or default_device(manifest)
     _check_versions(folder, manifest)
     for name in manifest.files:
         if not (folder / name).is_file():
@@ -168,6 +172,10 @@ def load(
         if _sha256(library) != manifest.files[LIBRARY]:
             raise ArtifactError(f"is damaged: its sha256 is not the one in {MANIFEST}")
     _check_cpu(folder, manifest)
+    try:
+        check_device(manifest, where)
+    except (ArtifactError, TargetError) as error:
+        raise type(error)(f"{folder}: {error}") from error
     report = json.loads(_read_checked(folder, REPORT, manifest))
     tokenizer_files = {name: _read_checked(folder, name, manifest) for name in manifest.files if name not in _OWN_FILES}
     total, done = (folder / PARAMS).stat().st_size, 0
@@ -180,7 +188,9 @@ def load(
 
     with _told_of(folder / PARAMS):
         params = read_tensors(folder / PARAMS, manifest.files[PARAMS], progress=advance)
-    return CompiledModel(library.resolve(), params, manifest, report, tokenizer_files)
+    model = CompiledModel(library.resolve(), params, manifest, report, tokenizer_files, device=where)
+    model.prepare()
+    return model
 
 
 def _check_versions(folder: Path, manifest: Manifest) -> None:
@@ -199,15 +209,18 @@ def _check_versions(folder: Path, manifest: Manifest) -> None:
 
 def _check_cpu(folder: Path, manifest: Manifest) -> None:
     built_for = library_architecture(folder / LIBRARY)
+    on_gpu = manifest.target.get("kind") == "cuda"
     if built_for is not None and built_for != architecture():
+        level = f'for "cpu:{architecture().replace("_", "-")}" or, on this machine, for "cpu"'
+        where = f"on a machine with {architecture()}" if on_gpu else level
         raise ArtifactError(
-            f"{folder}: built for {built_for}, this machine is {architecture()}. Build the model again for "
-            f'"cpu:{architecture().replace("_", "-")}" or, on this machine, for "cpu".'
+            f"{folder}: built for {built_for}, this machine is {architecture()}. Build the model again {where}."
         )
     if missing := missing_features(manifest.required_features):
+        lower = "" if on_gpu else ', or for a lower level such as "cpu:x86-64-v3"'
         raise ArtifactError(
-            f"{folder}: built for a CPU with {', '.join(missing)}, which this one lacks. Build the model again on this "
-            'machine with target "cpu", or for a lower level such as "cpu:x86-64-v3".'
+            f"{folder}: built for a CPU with {', '.join(missing)}, which this one lacks. Build the model again "
+            f"{other_target(manifest)}{lower}."
         )
 
 

@@ -10,12 +10,15 @@ from typing import Any, overload
 import numpy as np
 
 from ..cpu import host_cores, missing_features
-from ..errors import ArtifactError, GenerationError
+from ..errors import GenerationError
+from .device import Device, load_cuda_runtime
+from .device_check import check_device, default_device, other_target
 from .generation import Generation, check_prompt, sampler
 from .manifest import GenerationSpec, Manifest, TensorSpec
 from .session import Session
 from .tokenizer import TextStream, TextTokenizer
-from .tvm_runtime import VirtualMachine, as_array, as_tensor, use_threads
+from .tvm_runtime import VirtualMachine, use_threads
+from .weights import Weights
 
 
 class CompiledModel:
@@ -33,15 +36,15 @@ class CompiledModel:
         What was done to every layer, and what it cost (report.json).
     tokenizer_files
         Tokenizer files by name; empty when there are none.
+    device
+        Where it runs; by default the CPU, or the first GPU for what was compiled for one.
     keep_alive
         Anything that has to live as long as the model, such as the temporary folder of `library`.
 
     Attributes
     ----------
-    library, manifest, report, tokenizer_files
+    library, manifest, report, tokenizer_files, device
         As above.
-    machine
-        What runs the entry functions.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class CompiledModel:
         report: Mapping[str, Any],
         tokenizer_files: Mapping[str, bytes],
         *,
+        device: Device | None = None,
         keep_alive: object = None,
     ) -> None:
         self.library = library
@@ -59,12 +63,42 @@ class CompiledModel:
         self.report = report
         self.tokenizer_files = tokenizer_files
         self._keep_alive = keep_alive
-        self._params = [_parameter(params, spec) for spec in manifest.parameters]
-        self.machine = VirtualMachine(library)
-        self._entries = {name: self.machine.entry(name) for name in manifest.entries}
+        self.device = device or default_device(manifest)
+        self._weights = Weights(manifest.parameters, params, self.device)
         self._threads: int | None = None
         self._lock = threading.Lock()
         self._missing = missing_features(manifest.required_features)
+        if not self.device.copies:
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Load the code and put the weights where it runs; the first call does it too.
+
+        A model for a GPU can be made, inspected and saved where there is none.
+
+        Raises
+        ------
+        TargetError, ArtifactError
+            When the device can't run it (see `check_device`), or has too little memory.
+        DependencyError
+            When a library that drives the device is missing.
+        """
+        with self._lock:
+            _ = self.machine
+            self._weights.move()
+
+    @cached_property
+    def machine(self) -> VirtualMachine:
+        """What runs the entry functions."""
+        check_device(self.manifest, self.device)
+        if self.device.kind == "cuda":
+            load_cuda_runtime()
+        with self.device.room_for("the model's code"):
+            return VirtualMachine(self.library, (self.device.code, self.device.index))
+
+    @cached_property
+    def _entries(self) -> dict[str, Any]:
+        return {name: self.machine.entry(name) for name in self.manifest.entries}
 
     @property
     def target(self) -> Mapping[str, Any]:
@@ -73,8 +107,18 @@ class CompiledModel:
 
     @property
     def params(self) -> dict[str, np.ndarray]:
-        """Views of the weights by name, in the order of the entries' arguments."""
-        return {spec.name: as_array(p) for spec, p in zip(self.manifest.parameters, self._params, strict=True)}
+        """The weights by name, in the order of the entries' arguments; copies of those that a GPU holds."""
+        return self._weights.arrays()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, scales and metadata among them."""
+        return self._weights.nbytes
+
+    @property
+    def weight_addresses(self) -> dict[int, int]:
+        """Where each weight lies in the memory of the device, and its bytes."""
+        return self._weights.addresses
 
     @property
     def generation(self) -> GenerationSpec:
@@ -117,21 +161,27 @@ class CompiledModel:
         self._threads = min(count, host_cores())
 
     def call(self, entry: str, *inputs: Any) -> Any:
-        """Run an entry function on TVM tensors, the weights appended; nothing is copied.
+        """Run an entry function on TVM tensors of the device, the weights appended; nothing is copied.
 
         Raises
         ------
         GenerationError
             When the code was compiled for another CPU than this one.
+        TargetError
+            When the device has no memory left for what the entry computes.
+        TargetError, ArtifactError, DependencyError
+            As `prepare`, in the first call.
         """
         if self._missing:
             raise GenerationError(
-                f"this CPU lacks {', '.join(self._missing)}, which the model was compiled for: build it for this "
-                'machine (target "cpu"), or save it and load it on a CPU that has them.'
+                f"this CPU lacks {', '.join(self._missing)}, which the model was compiled for: build it "
+                f"{other_target(self.manifest)}, or save it and load it on a CPU that has them."
             )
+        self.prepare()
         with self._lock:  # the virtual machine keeps its frames in itself: one call at a time
             use_threads(self.threads)
-            return self._entries[entry](*inputs, *self._params)
+            with self.device.room_for(f"the tensors that {entry} computes"), self.device.stream():
+                return self._entries[entry](*inputs, *self._weights.tensors)
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the model.
@@ -172,8 +222,10 @@ class CompiledModel:
                     f"input {spec.name} is {array.dtype} of shape {array.shape}: expected {spec.dtype} of shape "
                     f"{spec.shape}."
                 )
-        result = self.call("main", *map(as_tensor, arrays))
-        return as_array(result) if hasattr(result, "dtype") else tuple(map(as_array, result))
+        self.prepare()
+        result = self.call("main", *map(self.device.from_host, arrays))
+        host = self.device.to_host
+        return host(result) if hasattr(result, "dtype") else tuple(map(host, result))
 
     @overload
     def generate(
@@ -264,20 +316,6 @@ class CompiledModel:
         from .artifact import save  # artifact.load makes a CompiledModel
 
         save(self, Path(path))
-
-
-def _parameter(params: Mapping[str, Any], spec: TensorSpec) -> Any:
-    if spec.name not in params:
-        raise ArtifactError(f"weight {spec.name} is missing: build the model again.")
-    tensor = params[spec.name]
-    if isinstance(tensor, np.ndarray):
-        tensor = as_tensor(tensor)
-    if tuple(tensor.shape) != spec.shape or str(tensor.dtype) != spec.dtype:
-        raise ArtifactError(
-            f"weight {spec.name} is {tensor.dtype} of shape {tuple(tensor.shape)}, the code expects {spec.dtype} of "
-            f"shape {spec.shape}: build the model again."
-        )
-    return tensor
 
 
 def _fits(array: np.ndarray, spec: TensorSpec) -> bool:

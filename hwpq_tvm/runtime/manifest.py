@@ -89,6 +89,9 @@ class Manifest:
         None when the model is not a causal language model.
     files
         sha256 (hexadecimal) of every other file of the artefact; empty before it is saved.
+    device_code
+        What the library holds for a GPU: `architecture` of the binary, `ptx_architecture`, `cuda_version` of the
+        compiler (a list of two numbers) and `bytes`. None for CPUs, and then left out of the JSON.
     """
 
     hwpq_tvm_version: str
@@ -102,6 +105,7 @@ class Manifest:
     source: Mapping[str, Any]
     generation: GenerationSpec | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    device_code: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         # TVM's own maps and arrays would not go into JSON.
@@ -109,12 +113,14 @@ class Manifest:
 
     @property
     def num_threads(self) -> int | None:
-        """Threads that the model was built for."""
-        return self.target.get("num-cores")
+        """Threads that the model was built for; a GPU's host code has them too."""
+        return self.target.get("host", self.target).get("num-cores")
 
     def to_json(self) -> str:
         """JSON text, with a checksum of itself."""
         value = {"format_version": FORMAT_VERSION, **asdict(self)}
+        if self.device_code is None:
+            del value["device_code"]
         return json.dumps({**value, "checksum": _checksum(value)}, indent=2) + "\n"
 
     @classmethod

@@ -10,7 +10,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -20,7 +20,7 @@ import numpy as np
 
 from ..vm_callbacks import own_errors
 from .compiled_model import CompiledModel
-from .tvm_runtime import as_array, runtime
+from .tvm_runtime import runtime
 
 Part = Literal["linears", "attention", "other kernels", "virtual machine"]
 PARTS: tuple[Part, ...] = ("linears", "attention", "other kernels", "virtual machine")
@@ -136,7 +136,7 @@ def recorded(model: CompiledModel, step: Callable[[], object]) -> list[Call]:
     ------
     Whatever `step` raises.
     """
-    weights = {array.ctypes.data: array for array in model.params.values()}
+    weights = model.weight_addresses
     cache_shape = model.manifest.generation.kv_cache_shape if model.manifest.generation else None
     calls: list[Call | None] = []
     open_calls: list[tuple[int, int]] = []  # place in `calls`, number of the callback
@@ -241,18 +241,18 @@ def _own_seconds(calls: list[Call], times: np.ndarray, callback: float) -> list[
 
 
 def _kernel_part(
-    arguments: tuple[Any, ...], weights: dict[int, np.ndarray], cache_shape: tuple[int, ...] | None
+    arguments: tuple[Any, ...], weights: Mapping[int, int], cache_shape: tuple[int, ...] | None
 ) -> tuple[Part, int]:
     """The part that a kernel belongs to, and the bytes of weights that a linear reads."""
-    arrays = [as_array(argument) for argument in arguments if hasattr(argument, "__dlpack__")]
-    if any(array.shape == cache_shape for array in arrays):
+    tensors = [argument for argument in arguments if hasattr(argument, "__dlpack__")]
+    if any(tuple(tensor.shape) == cache_shape for tensor in tensors):
         return "attention", 0
-    read = [array for array in arrays if array.ctypes.data in weights]
+    read = [tensor for tensor in tensors if tensor.data_ptr() in weights]
     # Rows that ids choose are no product: an embedding.
-    ids = any(array.dtype == np.int64 for array in arrays)
-    if ids or all(array.ndim < 2 for array in read):
+    ids = any(str(tensor.dtype) == "int64" for tensor in tensors)
+    if ids or all(len(tensor.shape) < 2 for tensor in read):
         return "other kernels", 0
-    return "linears", sum(array.nbytes for array in read)
+    return "linears", sum(weights[tensor.data_ptr()] for tensor in read)
 
 
 _SAFE_CALL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p)
@@ -263,11 +263,16 @@ def _stamped(model: CompiledModel, step: Callable[[], object]) -> tuple[int, lis
     stamps: list[int] = []
     failures: list[BaseException] = []
     clock = time.perf_counter_ns
+    # What a GPU does comes after the call that starts it: only when it is waited for does its time fall between the
+    # two callbacks.
+    wait = model.device.synchronize if model.device.copies else None
 
     # Called as C, with the arguments where they are: making Python objects of them would take longer than kernels do.
     def stamp(_self: int, _arguments: int, _count: int, _result: int) -> int:
         # After an exception, ctypes would go on with an undefined result, which TVM may take for a failure and crash.
         try:
+            if wait is not None:
+                wait()
             stamps.append(clock())
         except BaseException as error:
             failures.append(error)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import GenerationError
-from .tvm_runtime import aligned_empty, as_array, as_tensor
+from .device import Input
 
 if TYPE_CHECKING:
     from .compiled_model import CompiledModel
@@ -24,21 +24,24 @@ class Session:
     ------
     GenerationError
         When the model is not a causal language model, or was compiled for another batch size.
+    TargetError
+        When the device has too little memory for the KV cache.
+    TargetError, ArtifactError, DependencyError
+        As `CompiledModel.prepare`.
     """
 
     def __init__(self, model: "CompiledModel") -> None:
         spec = model.generation
         if spec.batch != 1:
             raise GenerationError(f"the model was compiled for batch {spec.batch}: only batch 1 can be generated from.")
+        model.prepare()
         self._model = model
         self._spec = spec
-        cache = aligned_empty(spec.kv_cache_bytes)
-        cache[...] = 0
-        self._cache = as_tensor(cache.view(spec.kv_cache_dtype).reshape(spec.kv_cache_shape))
-        # Inputs of `decode`: the same memory for every token.
-        self._token = as_tensor(np.zeros((1, 1), np.int64))
-        self._past = as_tensor(np.zeros(1, np.int32))
-        self._token_value, self._past_value = as_array(self._token), as_array(self._past)
+        self._device = model.device
+        with self._device.room_for("the KV cache", spec.kv_cache_bytes):
+            self._cache = self._device.zeros(spec.kv_cache_shape, spec.kv_cache_dtype)
+            self._token = Input(self._device, (1, 1), "int64")
+            self._past = Input(self._device, (1,), "int32")
         self.length = 0
 
     def reset(self) -> None:
@@ -56,25 +59,25 @@ class Session:
         count = len(ids)
         self._check_room(count)
         positions = np.arange(count) if all_logits else np.array([count - 1])
-        self._past_value[0] = self.length
+        self._past.set(self.length)
         logits, _ = self._model.call(
             "prefill",
-            as_tensor(np.asarray(ids, np.int64).reshape(1, count)),
-            as_tensor(positions.astype(np.int64)),
-            self._past,
+            self._device.from_host(np.asarray(ids, np.int64).reshape(1, count)),
+            self._device.from_host(positions.astype(np.int64)),
+            self._past.tensor,
             self._cache,
         )
         self.length += count
-        return as_array(logits)[0]
+        return self._device.to_host(logits)[0]
 
     def decode(self, token: int) -> np.ndarray:
         """Append one id; returns the float32 logits `[vocab_size]` of what may follow it."""
         self._check_room(1)
-        self._token_value[0, 0] = token
-        self._past_value[0] = self.length
-        logits, _ = self._model.call("decode", self._token, self._past, self._cache)
+        self._token.set(token)
+        self._past.set(self.length)
+        logits, _ = self._model.call("decode", self._token.tensor, self._past.tensor, self._cache)
         self.length += 1
-        return as_array(logits)[0, 0]
+        return self._device.to_host(logits)[0, 0]
 
     def _check_room(self, count: int) -> None:
         if self.length + count > self._spec.max_seq_len:

@@ -25,7 +25,7 @@ from ..errors import DependencyError, HwpqError
 # Generated code loads whole vectors from its arguments: every tensor starts at a multiple of this many bytes.
 ALIGNMENT = 64
 
-_CPU = 1  # kDLCPU
+CPU_CODE = 1  # kDLCPU
 _POOLED_ALLOCATOR = 2  # tvm::runtime::memory::AllocatorType::kPooled
 _ANY_CORE = 1  # tvm::runtime::threading::ThreadGroup::kBig
 
@@ -41,6 +41,23 @@ def _import_ffi() -> ModuleType:
         del sys.modules["torch"]
 
 
+def library_folders() -> list[Path]:
+    """Where TVM's libraries lie; TVM itself is not imported.
+
+    Raises
+    ------
+    DependencyError
+        When TVM is not installed.
+    """
+    spec = importlib.util.find_spec("tvm")
+    if spec is None or not spec.submodule_search_locations:
+        raise DependencyError("apache-tvm is not installed. Run: pip install 'apache-tvm==0.27.0.post1'")
+    folders = [Path(spec.submodule_search_locations[0]) / "lib"]
+    if os.environ.get("TVM_LIBRARY_PATH"):
+        folders.insert(0, Path(os.environ["TVM_LIBRARY_PATH"]))
+    return folders
+
+
 @cache
 def runtime() -> ModuleType:
     """`tvm_ffi` with the TVM runtime library loaded.
@@ -50,18 +67,12 @@ def runtime() -> ModuleType:
     DependencyError
         When TVM is not installed, or its runtime library can't be loaded.
     """
-    spec = importlib.util.find_spec("tvm")
-    if spec is None or not spec.submodule_search_locations:
-        raise DependencyError("apache-tvm is not installed. Run: pip install 'apache-tvm==0.27.0.post1'")
     # TVM would bind this very thread and its workers to the first cores, whatever the process's own affinity says.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     ffi = _import_ffi()
     libinfo = importlib.import_module("tvm_ffi.libinfo")
-    folders = [Path(spec.submodule_search_locations[0]) / "lib"]
-    if os.environ.get("TVM_LIBRARY_PATH"):
-        folders.insert(0, Path(os.environ["TVM_LIBRARY_PATH"]))
     try:
-        libinfo.load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=folders)
+        libinfo.load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=library_folders())
     except (OSError, RuntimeError) as error:
         raise DependencyError(
             f"TVM's runtime library can't be loaded ({error}). Run: pip install --force-reinstall "
@@ -114,12 +125,14 @@ def threads_in_use() -> int:
 
 
 class VirtualMachine:
-    """Entry functions of one compiled library, run on the CPU.
+    """Entry functions of one compiled library.
 
     Parameters
     ----------
     library
         Shared library that `tvm.compile(...).export_library(...)` wrote.
+    device
+        DLDeviceType and number of the device that it was compiled for; by default the CPU.
 
     Raises
     ------
@@ -127,14 +140,16 @@ class VirtualMachine:
         When the file is not such a library.
     """
 
-    def __init__(self, library: Path) -> None:
+    def __init__(self, library: Path, device: tuple[int, int] = (CPU_CODE, 0)) -> None:
         try:
             self._module = runtime().load_module(str(library))["vm_load_executable"]()
         except (AttributeError, OSError, RuntimeError, ValueError) as error:
             raise HwpqError(
                 f"{library}: TVM can't load it ({str(error).splitlines()[0]}). Build the model again."
             ) from (error)
-        self._module["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
+        # Sizes are computed on the CPU, whatever the kernels run on: the machine looks for it among its devices.
+        devices = [device] if device[0] == CPU_CODE else [device, (CPU_CODE, 0)]
+        self._module["vm_initialization"](*(value for each in devices for value in (*each, _POOLED_ALLOCATOR)))
 
     def entry(self, name: str) -> Callable[..., Any]:
         """Entry function `name`."""

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import numpy as np
 
-from . import dense_int4, dense_int8, floats, scales, sparse24_float, sparse24_int4, sparse24_int8
+from . import dense_int4, dense_int8, floats, mma, scales, sparse24_float, sparse24_int4, sparse24_int8
 from .tiles import padded_out_features
 
 Tensor = tuple[tuple[int, ...], str]
@@ -22,6 +22,8 @@ _SPARSE_FLOATS = {"sparse24_float16": "float16", "sparse24_float8": "float8_e4m3
 
 def rows(name: str, N: int) -> int:
     """Rows of a packed weight: N where rows are stored plainly, N padded to whole blocks where in tiles."""
+    if name in mma.LAYOUTS:
+        return mma.padded_rows(N)
     return N if name in _DENSE_FLOATS else padded_out_features(N)
 
 
@@ -37,6 +39,8 @@ def tensors(name: str, group_size: int | None, N: int, K: int) -> dict[str, Tens
     N, K
         out_features and in_features.
     """
+    if name in mma.LAYOUTS:
+        return mma.tensors(name, group_size, N, K)
     if name in _INTEGERS:
         shape = _INTEGERS[name].weight_shape(N, K, group_size)
         return {"weight": (shape, "int8"), "scale": scales.shape(N, K, group_size)}
@@ -52,6 +56,8 @@ def tensors(name: str, group_size: int | None, N: int, K: int) -> dict[str, Tens
 
 def dequantize(name: str, group_size: int | None, packed: Mapping[str, np.ndarray], N: int, K: int) -> np.ndarray:
     """Read packed tensors as the float32 matrix `[N, K]` that kernels multiply with."""
+    if name in mma.LAYOUTS:
+        return mma.to_dense(name, group_size, packed, N, K)
     if name in _INTEGERS:
         values = _INTEGERS[name].to_dense(packed["weight"], N, K)
         return values.astype(np.float32) * scales.to_dense(packed["scale"], N, K, group_size)

@@ -26,10 +26,21 @@ def shapes(N: int, K: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def to_dense(values: np.ndarray, metadata: np.ndarray, N: int, K: int) -> np.ndarray:
     """Put kept values, decoded or not, at their places in the dense `[N, K]`."""
+    codes, indices = kept(values, metadata)
+    dense = np.zeros((*codes.shape[:-1], GROUP), values.dtype)
+    np.put_along_axis(dense, indices.astype(np.int64), codes, axis=-1)
+    return dense.reshape(len(dense), -1)[:N, :K]
+
+
+def kept(values: np.ndarray, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Read packed tensors as kept values and their indices, `[rows, groups, 2]` each, padding included."""
     blocks, steps = values.shape[:2]
     shifts = 2 * np.arange(PER_WORD, dtype=np.uint32)[:, None]
-    indices = (metadata[:, :, :, None, :] >> shifts) & np.uint32(3)
-    kept = values.reshape(blocks, steps, STEP // GROUP, KEPT, ROWS)
-    dense = np.zeros((blocks, steps, STEP // GROUP, GROUP, ROWS), values.dtype)
-    np.put_along_axis(dense, indices.reshape(kept.shape).astype(np.int64), kept, axis=3)
-    return dense.transpose(0, 4, 1, 2, 3).reshape(blocks * ROWS, steps * STEP)[:N, :K]
+    indices = ((metadata[:, :, :, None, :] >> shifts) & np.uint32(3)).astype(np.uint8)
+    # [block, step, group, kept element, row]
+    shape = (blocks, steps, STEP // GROUP, KEPT, ROWS)
+
+    def by_row(array: np.ndarray) -> np.ndarray:
+        return array.reshape(shape).transpose(0, 4, 1, 2, 3).reshape(blocks * ROWS, -1, KEPT)
+
+    return by_row(values), by_row(indices)

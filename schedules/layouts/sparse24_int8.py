@@ -44,12 +44,19 @@ def scatter(values: np.ndarray, metadata: np.ndarray) -> np.ndarray:
     np.ndarray
         The dense matrix with its padding, int8.
     """
+    codes, indices = kept(values, metadata)
+    dense = np.zeros((*codes.shape[:-1], GROUP), np.int8)
+    np.put_along_axis(dense, indices.astype(np.int64), codes, axis=-1)
+    return dense.reshape(len(dense), -1)
+
+
+def kept(values: np.ndarray, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Read the vectors that `scatter` takes as kept values and their indices, `[rows, groups, 2]` each."""
     blocks, steps = values.shape[:2]
     # [block, step, vector, row, group of the vector's two, kept element]
-    kept = values.reshape(blocks, steps, VALUE_VECTORS, ROWS, 2, KEPT)
+    codes = values.reshape(blocks, steps, VALUE_VECTORS, ROWS, 2, KEPT)
     words = metadata.view(np.uint8).reshape(blocks, steps, METADATA_VECTORS, 1, ROWS, 2, KEPT)
     shifts = 2 * np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
-    indices = ((words >> shifts) & 3).reshape(kept.shape)
-    dense = np.zeros((*kept.shape[:-1], GROUP), np.int8)
-    np.put_along_axis(dense, indices.astype(np.int64), kept, axis=-1)
-    return dense.transpose(0, 3, 1, 2, 4, 5).reshape(blocks * ROWS, steps * STEP)
+    indices = ((words >> shifts) & 3).reshape(codes.shape)
+    shape = (blocks * ROWS, -1, KEPT)
+    return codes.transpose(0, 3, 1, 2, 4, 5).reshape(shape), indices.transpose(0, 3, 1, 2, 4, 5).reshape(shape)

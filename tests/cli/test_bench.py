@@ -1,12 +1,13 @@
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 from tiny_model import V
 
-from hwpq_tvm import bandwidth
+from hwpq_tvm import bandwidth, benchmark
 from hwpq_tvm.cli import main
 from hwpq_tvm.errors import TargetError
 from hwpq_tvm.runtime.profile import FunctionTime, Profile
@@ -59,6 +60,20 @@ def test_several_artefacts_and_one_that_is_named_twice(capsys, tiny_artifact, tm
     assert list(models) == [str(tiny_artifact), f"{tiny_artifact} (2)"]
     assert all(model["stream_bytes_per_second"] is None for model in models.values())
     assert len(rows(capsys.readouterr().out)) == 8
+
+
+def test_a_gpu_is_not_compared_with_the_memory_of_the_cpu(capsys, tiny_artifact, tmp_path, monkeypatch, stream):
+    def compare(*arguments, **options):
+        first, second = measured(*arguments, **options).items()
+        return dict([first, (second[0], replace(second[1], device="cuda:0"))])
+
+    measured = benchmark.compare
+    monkeypatch.setattr(benchmark, "compare", compare)
+    path = tmp_path / "r.json"
+    arguments = [tiny_artifact, tiny_artifact, *SHORT, "--threads", "1", "--json", path]
+    assert main.main(["bench", *map(str, arguments)]) == 0
+    models = json.loads(path.read_text())["models"].values()
+    assert [model["stream_bytes_per_second"] for model in models] == [1e12, None]
 
 
 def test_profile_shows_parts_and_functions(capsys, tiny_artifact, tmp_path):

@@ -1,5 +1,6 @@
 """CompressLinears: the IR it makes of inference."""
 
+import numpy as np
 import tvm
 from tvm import relax
 from tvm.script import ir as I
@@ -8,10 +9,12 @@ from tvm.script import tirx as T
 
 from hwpq_tvm.config import HWPQConfig, LayerScheme
 from hwpq_tvm.relax_passes.compress_linears import CompressLinears
-from hwpq_tvm.relax_passes.packing import packed_name, packing_groups
+from hwpq_tvm.relax_passes.packing import arranged, packed_name, packed_types, packing_groups
 from hwpq_tvm.relax_passes.plan import make_plan
 from hwpq_tvm.schedules.kernel_attr import description
+from hwpq_tvm.targets import resolve_target
 
+from ..schedules import reference
 from .models import ENTRIES, TinyLM
 
 
@@ -147,3 +150,51 @@ def test_float_weights_stay_and_nothing_is_transformed():
 def test_names_of_groups():
     plan, _ = compressed()
     assert [packed_name(group) for group in packing_groups(plan)] == ["q+k", "odd", "embed"]
+
+
+def test_a_gpu_quantizes_an_activation_once_for_each_dtype_that_it_multiplies():
+    config = HWPQConfig(
+        default=LayerScheme(None, "float16"),
+        overrides={"k": LayerScheme(None, "float8_e4m3fn")},
+        lm_head=LayerScheme(None, "int8"),
+    )
+    after = {}
+    for name in ("cuda:sm_80", "cuda:sm_89"):
+        plan = make_plan(TinyLM, ENTRIES, config, calibrated=True, target=resolve_target(name))
+        mod = CompressLinears(plan, ENTRIES)(TinyLM)
+        relax.analysis.well_formed(mod)
+        calls = [description(mod[kernel]) for kernel in kernels(mod["prefill"])]
+        after[name] = [fields["dtype"] for fields in calls if fields["op"] == "quantize_activations"]
+        formats = [fields["weight_format"] for fields in calls if fields["op"] == "linear"]
+        float8 = "mma_dense_float8" + ("_float16" if name == "cuda:sm_80" else "")
+        assert sorted(formats) == sorted([float8, "mma_dense_float16", "mma_dense_float16", "mma_dense_int8"])
+        weights = {param.name: param.ty for param in mod["decode"].params}
+        assert [int(size) for size in weights["q.weight"].shape] == [2, 1, 2048]
+        assert [int(size) for size in weights["embed.scale"].shape] == [64]
+    # q and k share the float16 activation where float8 is multiplied as float16.
+    assert sorted(after["cuda:sm_80"]) == ["float16", "float16", "int8"]
+    assert sorted(after["cuda:sm_89"]) == ["float16", "float16", "float8_e4m3fn", "int8"]
+
+
+def test_members_of_a_group_are_arranged_each_alone():
+    """What the host compressed together goes to a GPU in blocks of 16 rows of each member."""
+    plan = make_plan(TinyLM, ENTRIES, HWPQConfig(), calibrated=True, target=resolve_target("cuda:sm_80"))
+    (group,) = (group for group in packing_groups(plan) if len(group.members) == 2)
+    rng, arrays, expected = np.random.default_rng(), {}, []
+    parts = []
+    for linear in group.members:
+        packed, dense = reference.random_weights(rng, linear.format.source, linear.N, linear.K)
+        parts.append(packed)
+        expected.append(dense)
+    for part in parts[0]:
+        arrays[f"{packed_name(group)}.{part}"] = np.concatenate([each[part] for each in parts])
+    found = arranged(group, arrays)
+    assert {name: array.shape for name, array in found.items()} == {
+        name: tuple(int(size) for size in type_.shape) for name, type_ in packed_types(group).items()
+    }
+    whole = {name.rpartition(".")[2]: array for name, array in found.items()}
+    read = group.format.dequantize(whole, 48, 16)
+    np.testing.assert_array_equal(read[:24], expected[0])
+    np.testing.assert_array_equal(read[32:41], expected[1])
+    assert not read[24:32].any()
+    assert not read[41:].any()

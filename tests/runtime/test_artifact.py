@@ -161,8 +161,10 @@ def test_another_architecture(tiny_artifact, monkeypatch):
 
 
 def test_unknown_device(tiny_artifact):
-    with pytest.raises(TargetError, match="device='cuda'"):
-        hwpq_tvm.load(tiny_artifact, "cuda")
+    with pytest.raises(TargetError, match='device=\'gpu\': expected "cpu", "cuda" or "cuda:N"'):
+        hwpq_tvm.load(tiny_artifact, "gpu")
+    with pytest.raises(TargetError, match=r"built for CPUs, so it can't run on cuda:1\. Build it with target"):
+        hwpq_tvm.load(tiny_artifact, "cuda:1")
 
 
 def test_an_artifact_is_replaced_only_by_a_whole_one(tiny, tiny_artifact, monkeypatch):

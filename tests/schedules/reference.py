@@ -10,8 +10,10 @@ from tvm.target import Target
 from tvm.tirx import PrimFunc
 
 from hwpq_tvm.cpu import missing_features
-from hwpq_tvm.schedules.layouts import floats
-from hwpq_tvm.schedules.weight_formats import WEIGHT_FORMATS, WeightFormat
+from hwpq_tvm.schedules.layouts import floats, mma
+from hwpq_tvm.schedules.layouts.floats import code_dtype
+from hwpq_tvm.schedules.layouts.tiles import activation_columns, padded_rows
+from hwpq_tvm.schedules.weight_formats import CUDA_FORMATS, WEIGHT_FORMATS, WeightFormat
 from hwpq_tvm.targets import cpu_features
 
 from .packers import pack, two_of_four
@@ -24,7 +26,7 @@ NEON = Target(
 )
 TARGETS = {"avx512vnni": AVX512, "avx2": AVX2, "portable": PORTABLE}
 
-BY_LABEL = {weights.label: weights for weights in WEIGHT_FORMATS}
+BY_LABEL = {weights.label: weights for weights in (*WEIGHT_FORMATS, *CUDA_FORMATS)}
 
 
 def lacking(target: Target) -> tuple[str, ...]:
@@ -76,6 +78,19 @@ def quantized_rows(W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return quantized.reshape(W.shape), scale
 
 
+def activations(
+    rng: np.random.Generator, dtype: str, M: int, K: int, *, known_one: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw quantized activations for M tokens: xq and xs as `quantize_activations` lays them out, and xq in float64."""
+    rows = 1 if known_one else padded_rows(8 * (-(-M // 8)))
+    xq = np.zeros((rows, activation_columns(K)), code_dtype(dtype))
+    xq[:M, :K] = _stored(rng, dtype, M, K) if dtype != "float16" else rng.uniform(-2, 2, (M, K))
+    values = xq.astype(np.float64) if dtype != "float8_e4m3fn" else floats.decode(xq).astype(np.float64)
+    xs = np.ones(rows, np.float32)
+    xs[:M] = 0.1 + rng.random(M)
+    return xq, xs, values[:M, :K]
+
+
 def statistics(W: np.ndarray, v: np.ndarray, s: np.ndarray) -> np.ndarray:
     """What compression to `v` loses in each row, in float64."""
     w, v = W.astype(np.float64), v.astype(np.float64)
@@ -107,7 +122,32 @@ def random_weights(
             scale = scale.astype(ml_dtypes.bfloat16).astype(np.float32)
         scale = scale.astype(np.float32)
         dense = dense * (np.repeat(scale, weights.group_size, axis=1)[:, :K] if weights.group_size else scale[:, None])
-    return pack(weights.name, weights.group_size, stored, scale), dense
+    return weights.arrange(pack(weights.source.name, weights.group_size, stored, scale), N, K), dense
+
+
+def random_tiles(rng: np.random.Generator, weights: WeightFormat, N: int, K: int) -> tuple[dict, np.ndarray]:
+    """Draw the tiles of a weight for a GPU as they lie in memory, with powers of two as scales; N is whole blocks.
+
+    Faster than `random_weights`, which packs what it draws. Padding of K holds anything: activations are zero there.
+    """
+    layout, tensors = mma.LAYOUTS[weights.name], mma.tensors(weights.name, weights.group_size, N, K)
+    shape = tensors["weight"][0]
+    tiles = rng.integers(0, 256, shape, np.uint8)
+    if weights.dtype == "float16":
+        tiles = rng.standard_normal((*shape[:2], shape[2] // 2)).astype(np.float16).view(np.uint8)
+    elif weights.dtype.startswith("float8"):
+        tiles[tiles & 0x7F == 0x7F] = 1  # NaN
+    if layout.metadata is not None:
+        # Indices of the kept elements of two groups of four, each in ascending order.
+        codes = np.array([4, 8, 9, 12, 13, 14], np.uint8)
+        metadata = tiles[..., layout.values.nbytes :]
+        low, high = rng.choice(codes, (2, *metadata.shape))
+        metadata[...] = low | high << 4
+    packed = {"weight": tiles.view(np.int8)}
+    if "scale" in tensors:
+        scale = (2.0 ** rng.integers(-1, 2, tensors["scale"][0])).astype(np.float32)
+        packed["scale"] = scale if weights.group_size is None else (scale.view(np.uint32) >> 16).astype(np.uint16)
+    return packed, mma.to_dense(weights.name, weights.group_size, packed, N, K)
 
 
 def _stored(rng: np.random.Generator, dtype: str, N: int, K: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -77,3 +78,37 @@ def test_what_is_not_finite(target: str) -> None:
     assert np.isfinite(xs).all()
     assert (xs[:2] > 1e36).all()
     np.testing.assert_array_equal(xq[2, :K], reference.quantized_rows(x[2])[0][0])
+
+
+@pytest.mark.parametrize("K", [1, 603])
+def test_float16_has_exact_scales(K: int) -> None:
+    x = (np.random.default_rng(K).standard_normal((9, 1, K)) * 10.0 ** np.arange(-4, 5)[:, None, None]).astype(
+        "float32"
+    )
+    x[3] = 0
+    xq, xs = reference.untouched((16, activation_columns(K)), "float16"), reference.untouched((16,), "float32")
+    reference.compiled(quantize_activations((9, 1), K, "float16"), reference.TARGETS["portable"])(x, xq, xs)
+    rows = x.reshape(9, K)
+    largest = np.abs(rows).max(axis=1)
+    np.testing.assert_array_equal(
+        xs, [*np.where(largest > 0, 2.0 ** np.floor(np.log2(largest + (largest == 0))), 1), *[1] * 7]
+    )
+    np.testing.assert_array_equal(xq[:9, :K], (rows / xs[:9, None]).astype(np.float16))
+    assert not xq[9:].any()
+    assert not xq[:, K:].any()
+
+
+def test_float8_codes_are_the_nearest() -> None:
+    """Every code comes back, and so do numbers on both sides of the middle of two; the middle itself goes to even."""
+    codes = np.arange(127, dtype=np.uint8)
+    values = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    middles = (values[1:] + values[:-1]) / 2
+    numbers = np.concatenate([values, middles, np.nextafter(middles, 0), np.nextafter(middles, np.float32(999))])
+    x = np.stack([numbers, -numbers]).astype(np.float32)[:, None]
+    K = x.shape[-1]
+    xq, xs = reference.untouched((8, activation_columns(K)), "uint8"), reference.untouched((8,), "float32")
+    reference.compiled(quantize_activations((2, 1), K, "float8_e4m3fn"), reference.TARGETS["portable"])(x, xq, xs)
+    assert (xs == 1).all()
+    np.testing.assert_array_equal(xq[:2, :K], x[:, 0].astype(ml_dtypes.float8_e4m3fn).view(np.uint8))
+    assert not xq[2:].any()
+    assert not xq[:, K:].any()

@@ -5,6 +5,7 @@ import pytest
 from hwpq_tvm.errors import ConfigError, UnsupportedSchemeError
 from hwpq_tvm.schedules import registry
 from hwpq_tvm.schedules.compress import contribution
+from hwpq_tvm.schedules.cuda.architectures import ARCHITECTURES
 from hwpq_tvm.schedules.kernel_attr import KERNEL_ATTR, describe, description
 from hwpq_tvm.schedules.weight_formats import WEIGHT_FORMATS
 from hwpq_tvm.scheme import DTYPES, GROUP_SIZES, METRICS, WHOLE_CHANNEL, LayerScheme
@@ -20,7 +21,7 @@ def test_every_format_has_a_kernel_on_every_cpu() -> None:
                 "any", weights.sparsity, weights.dtype, weights.activation_dtype, weights.group_size, kind
             )
             assert key in registry.KERNELS
-    assert {key.isa for key in registry.KERNELS} == set(registry.ISAS)
+    assert {key.isa for key in registry.KERNELS} == {*registry.ISAS, *ARCHITECTURES, registry.SIMT}
     assert registry.ISAS["any"] == frozenset()
     assert registry.ISAS["avx2"] <= cpu_features(reference.AVX2)
 
@@ -32,6 +33,33 @@ def test_every_format_is_found_by_its_scheme(weights) -> None:
     assert registry.weight_format(**asked, activations=activations) is weights
     if weights.dtype.startswith("float"):
         assert registry.weight_format(**asked) is weights
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_scheme_has_a_format_and_a_kernel_on_every_gpu(architecture: str) -> None:
+    target = resolve_target(f"cuda:{architecture}")
+    for host in WEIGHT_FORMATS:
+        asked = {"sparsity": host.sparsity, "dtype": host.dtype, "group_size": host.group_size, "target": target}
+        found = registry.weight_format(**asked)
+        assert (found.sparsity, found.dtype, found.group_size) == (host.sparsity, host.dtype, host.group_size)
+        assert (found.activation_dtype == "float32") == (host.dtype == "float32")
+        if host.dtype == "float8_e4m3fn":
+            native = architecture in ("sm_89", "sm_90a")
+            assert found.activation_dtype == ("float8_e4m3fn" if native else "float16")
+        if host.dtype.startswith("int") and host.activation_dtype == "float32":
+            assert registry.weight_format(**asked, activations="float") is host
+        for kind in registry.KINDS:
+            isa = registry.SIMT if found.activation_dtype == "float32" else architecture
+            key = (isa, found.sparsity, found.dtype, found.activation_dtype, found.group_size, kind)
+            assert registry.KernelKey(*key) in registry.KERNELS
+        # What compression writes is the same whatever the target.
+        assert found.source == registry.weight_format(**{**asked, "target": None})
+
+
+def test_what_runs_on_no_gpu_is_refused() -> None:
+    func = registry.weight_format(sparsity=None, dtype="int8").compress(8, 64, selection=None)
+    with pytest.raises(UnsupportedSchemeError, match=r"compress.*CPUs only"):
+        registry.schedule(func, resolve_target("cuda:sm_80"))
 
 
 def test_sparsity_without_a_format_is_stored_dense() -> None:

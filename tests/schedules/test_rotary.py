@@ -1,10 +1,12 @@
 """Rotary positions and the update of the cache against NumPy: the plain description, and the kernels of CPUs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import tvm
+from tvm.tirx import PrimFunc
 
 from hwpq_tvm.schedules import registry
 from hwpq_tvm.schedules.rotary import rotary_update
@@ -36,6 +38,26 @@ class Shape:
         """Columns of queries, keys and values."""
         return [count * self.head_dim for count in (self.heads, self.kv_heads, self.kv_heads)]
 
+    def update(self) -> PrimFunc:
+        """Describe the kernel."""
+        return rotary_update(
+            layers=LAYERS,
+            batch=self.batch,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            rotary_dim=self.rotary_dim,
+            max_len=MAX_LEN,
+            seq_len=self.seq_len,
+            table_batch=self.table_batch,
+            columns=[sum(self.sizes) + 7] if self.packed else self.sizes[::-1],
+            inputs=(0, 0, 0) if self.packed else (2, 1, 0),
+            first=[2, 3 + self.sizes[0], 7 + sum(self.sizes[:2])] if self.packed else (0, 0, 0),
+            biases=self.biases,
+            epsilons=self.epsilons,
+            cache_dtype=self.cache_dtype,
+        )
+
 
 SHAPES = {
     "llama decode": Shape(1, 9, 3, 64, 64, 1),
@@ -61,31 +83,16 @@ def test_equal_to_numpy(target: str, name: str) -> None:
     shape = SHAPES[name]
     machine = reference.TARGETS["portable" if target == "plain" else target]
     reference.skip_unless_native(machine)
-    func = rotary_update(
-        layers=LAYERS,
-        batch=shape.batch,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        rotary_dim=shape.rotary_dim,
-        max_len=MAX_LEN,
-        seq_len=shape.seq_len,
-        table_batch=shape.table_batch,
-        columns=[sum(shape.sizes) + 7] if shape.packed else shape.sizes[::-1],
-        inputs=(0, 0, 0) if shape.packed else (2, 1, 0),
-        first=[2, 3 + shape.sizes[0], 7 + sum(shape.sizes[:2])] if shape.packed else (0, 0, 0),
-        biases=shape.biases,
-        epsilons=shape.epsilons,
-        cache_dtype=shape.cache_dtype,
-    )
+    func = shape.update()
     if target != "plain":
         func = registry.schedule(func, machine)[0]
     built = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target=machine)
     for length in (1,) if shape.seq_len else (1, 7, 33):
-        check(built, shape, length)
+        check(built["main"], shape, length)
 
 
-def check(built: tvm.runtime.Module, shape: Shape, length: int) -> None:
+def check(update: Callable[..., None], shape: Shape, length: int) -> None:
+    """Call a kernel, which takes TVM's tensors, on random inputs, and compare what it writes."""
     rng = np.random.default_rng()
 
     def draw(*dims: int) -> np.ndarray:
@@ -112,7 +119,7 @@ def check(built: tvm.runtime.Module, shape: Shape, length: int) -> None:
         sin,
         past,
     ]
-    built["main"](*map(tvm.runtime.tensor, given), cache, LAYER, query)
+    update(*map(tvm.runtime.tensor, given), cache, LAYER, query)
 
     heads = []
     for part, x in enumerate(parts):

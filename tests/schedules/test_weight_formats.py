@@ -3,13 +3,15 @@ import pytest
 
 from hwpq_tvm.schedules.compress.selection import NOfM
 from hwpq_tvm.schedules.kernel_attr import description
-from hwpq_tvm.schedules.weight_formats import WEIGHT_FORMATS
+from hwpq_tvm.schedules.weight_formats import CUDA_FORMATS, WEIGHT_FORMATS
 
 from . import reference
 
 
 def test_labels_are_unique() -> None:
-    assert len(reference.BY_LABEL) == len(WEIGHT_FORMATS) == 37
+    assert len(WEIGHT_FORMATS) == 37
+    assert len(CUDA_FORMATS) == 22
+    assert len(reference.BY_LABEL) == 37 + 22
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import pytest
 import tvm
 from tvm import relax
 from tvm.relax import op
+from tvm.sym import Analyzer
+from tvm_ffi.structural import structural_map
 
 from hwpq_tvm.schedules.cpu.generic import schedule
 from hwpq_tvm.schedules.kv_cache import kv_cache_update
@@ -20,7 +22,8 @@ def _const(value: float) -> relax.Expr:
     return relax.const(value, "float32")
 
 
-def _decoder_pieces(length: int | None) -> tvm.IRModule:
+def decoder_pieces(length: int | None, target: tvm.target.Target) -> tvm.IRModule:
+    """Functions that Relax makes of a decoder's operators; without a length it is a symbol."""
     s = tvm.tirx.Var("seq_len", "int64") if length is None else length
     shapes = {
         "ids": ((1, s), "int64"),
@@ -53,8 +56,13 @@ def _decoder_pieces(length: int | None) -> tvm.IRModule:
             outputs = [hidden, normed, rotated, gated, column_sums, op.nn.softmax(hidden, axis=-1), op.tanh(hidden)]
             results = [builder.emit_output(emit(output)) for output in outputs]
         builder.emit_func_output(relax.Tuple(results))
+    return lowered(builder.get(), target)
+
+
+def lowered(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
+    """Turn operators into TensorIR, and fuse it."""
     passes = relax.transform
-    with AVX2:
+    with target:
         return tvm.transform.Sequential(
             [
                 passes.LegalizeOps(),
@@ -63,25 +71,30 @@ def _decoder_pieces(length: int | None) -> tvm.IRModule:
                 passes.FuseOps(),
                 passes.FuseTIR(),
             ]
-        )(builder.get())
+        )(module)
 
 
-def _arguments(func: tvm.tirx.PrimFunc, length: int) -> list[np.ndarray | int]:
+def arguments_of(func: tvm.tirx.PrimFunc, length: int) -> list[np.ndarray | int]:
+    """Draw what a function is called with; symbolic sizes become `length`."""
     rng = np.random.default_rng(8)
     arguments: list[np.ndarray | int] = []
     for parameter in func.params:
         if not hasattr(parameter.ty, "shape"):
             arguments.append(length)
             continue
-        shape = [int(size) if isinstance(size, tvm.tirx.IntImm) else length for size in parameter.ty.shape]
+        shape = [
+            int(Analyzer().simplify(structural_map(size, [(tvm.tirx.Var, lambda _: tvm.tirx.IntImm("int64", length))])))
+            for size in parameter.ty.shape
+        ]
         dtype = str(parameter.ty.dtype)
         integer = "int" in dtype
         drawn = rng.integers(0, VOCABULARY, shape) if integer else np.abs(rng.standard_normal(shape)) + 0.1
-        arguments.append(drawn.astype(dtype))
+        arguments.append(np.asarray(drawn, dtype))
     return arguments
 
 
-def _call(func: tvm.tirx.PrimFunc, arguments: list[np.ndarray | int]) -> np.ndarray:
+def call(func: tvm.tirx.PrimFunc, arguments: list[np.ndarray | int]) -> np.ndarray:
+    """Run a function on this CPU; returns its last argument."""
     skip_unless_native(AVX2)
     built = tvm.compile(func.with_attr("global_symbol", "main"), target=AVX2)
     tensors = [tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
@@ -91,7 +104,7 @@ def _call(func: tvm.tirx.PrimFunc, arguments: list[np.ndarray | int]) -> np.ndar
 
 @pytest.fixture(scope="module", params=[1, None], ids=["decode", "prefill"])
 def functions(request: pytest.FixtureRequest) -> tuple[int, dict[str, tvm.tirx.PrimFunc]]:
-    module = _decoder_pieces(request.param)
+    module = decoder_pieces(request.param, AVX2)
     funcs = {gv.name_hint: f for gv, f in module.functions.items() if isinstance(f, tvm.tirx.PrimFunc)}
     return request.param or SYMBOLIC_LENGTH, funcs
 
@@ -100,8 +113,8 @@ def test_scheduled_functions_compute_the_same(functions: tuple[int, dict[str, tv
     length, funcs = functions
     assert len(funcs) >= 6
     for name, func in funcs.items():
-        arguments = _arguments(func, length)
-        before, after = _call(func, arguments), _call(schedule(func, AVX2), arguments)
+        arguments = arguments_of(func, length)
+        before, after = call(func, arguments), call(schedule(func, AVX2), arguments)
         np.testing.assert_allclose(after, before, rtol=2e-6, atol=1e-6, err_msg=name)
         assert before.std() > 0 or before.size == 1, name
 

@@ -1,0 +1,71 @@
+"""Tiny models built for GPUs, run on the host: their logits are those of the same weights on a CPU."""
+
+import numpy as np
+import pytest
+
+import hwpq_tvm
+from hwpq_tvm import HWPQConfig, LayerScheme
+from hwpq_tvm.runtime.session import Session
+from tests.tiny_hf import tiny_llama, tiny_qwen2
+
+from . import gpu_on_host
+
+
+def scheme(sparsity, dtype, group_size=None):
+    return LayerScheme(sparsity, dtype, group_size=group_size, reconstruct="none")
+
+
+# Every format; groups of 32 divide none of the in_features.
+FORMATS = {
+    "0.self_attn.q_proj": scheme(None, "int4", 32),
+    "0.self_attn.k_proj": scheme(None, "int4", 32),
+    "0.self_attn.v_proj": scheme(None, "float8_e4m3fn"),
+    "0.self_attn.o_proj": scheme("2:4", "int4", 32),
+    "0.mlp.gate_proj": scheme("2:4", "float8_e4m3fn"),
+    "0.mlp.up_proj": scheme("2:4", "float16"),
+    "0.mlp.down_proj": scheme(None, "float16"),
+    "1.self_attn.q_proj": scheme("2:4", "int8", 64),
+    "1.self_attn.k_proj": scheme(None, "int8", 32),
+    "1.self_attn.v_proj": scheme(None, "float32"),
+    "1.self_attn.o_proj": scheme(0.5, "int8"),
+    "1.mlp.up_proj": scheme("2:4", "int4", -1),
+    "1.mlp.down_proj": scheme("2:4", "int4", 128),
+}
+CONFIGS = {
+    "2:4 int8": HWPQConfig(default=scheme("2:4", "int8")),
+    "every format": HWPQConfig(
+        default=scheme("2:4", "int8"),
+        overrides={f"model.layers.{name}": each for name, each in FORMATS.items()},
+        group_policy="pad",
+    ),
+    "weight-only": HWPQConfig(default=scheme("2:4", "int4", 32), activations="float", group_policy="pad"),
+}
+
+
+def logits(model, ids):
+    """Logits of a prefill, and of the same ids when the last ones come one by one."""
+    session = Session(model)
+    return model(ids), np.stack([session.prefill(ids[:-2])[0], *(session.decode(int(i)) for i in ids[-2:])])
+
+
+def test_what_kernels_describe():
+    """Layouts, concatenated layers, tied tables and quantized activations, without the kernels themselves."""
+    _compare("weight-only", "sm_80", gpu_on_host.descriptions)
+
+
+@pytest.mark.parametrize(("name", "architecture"), [("2:4 int8", "sm_80"), ("every format", "sm_89")])
+def test_interpreted_kernels(name, architecture):
+    """All kernels of a model, as PTX: prefill and decode."""
+    _compare(name, architecture, gpu_on_host.interpreted)
+
+
+def _compare(name, architecture, compile_module):
+    hf = (tiny_llama if name != "every format" else tiny_qwen2)(tie_word_embeddings=name != "weight-only")
+    options = {"config": CONFIGS[name], "calibration": None, "max_seq_len": 24}
+    cpu = hwpq_tvm.build(hf, "cpu", progress=False, **options)
+    gpu = gpu_on_host.build(hf, f"cuda:{architecture}", compile_module, **options)
+    ids = np.random.default_rng(3).integers(0, hf.config.vocab_size, 11)
+    # Both compute the same integers; float8 activations have 3 bits of mantissa, float16 ones 10.
+    bound = 0.1 if name == "every format" else 1e-3
+    for found, expected in zip(logits(gpu, ids), logits(cpu, ids), strict=True):
+        assert np.linalg.norm(found - expected) < bound * np.linalg.norm(expected)
