@@ -48,7 +48,8 @@ class HWPQConfig:
     kv_cache_dtype
         `"float32"`, or `"int8"` with one scale per token and head: a quarter of the memory.
     activations
-        What integer weights are multiplied with: `"int8"` (quantized per token on the way) or `"float"`.
+        What integer weights are multiplied with: `"int8"` (quantized per token on the way) or `"float"`. Other weights
+        are multiplied with float32 on CPUs, and on tensor cores with float16 or, where they know it, float8 for float8.
     group_policy
         What happens to a layer whose in_features `group_size` does not divide: `"error"` names all of them, `"pad"`
         makes its last group a short one, `"skip"` leaves the layer as it is, in float32.

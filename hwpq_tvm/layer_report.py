@@ -112,6 +112,8 @@ def build_report(
     report["seconds"] = dict(seconds)
     report["warnings"] += _damage(plan, statistics, calibrated=bool(calibrated.tokens))
     report["warnings"] += _portable(report["layers"], target)
+    if alone := sorted(name for name, choice in choices.items() if choice.schedule == "single thread"):
+        report["warnings"].append(f"{', '.join(alone)}: no rule spreads it over a GPU, so that one thread of it works")
     return report
 
 

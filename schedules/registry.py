@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 ScheduleFunction = Callable[[PrimFunc, Target], PrimFunc]
-Quality = Literal["default", "portable", "generic"]
+Quality = Literal["default", "portable", "generic", "single thread"]
 Kind = Literal["gemv", "gemm"]
 
 KINDS: tuple[Kind, ...] = ("gemv", "gemm")
@@ -105,7 +105,7 @@ class ScheduleChoice:
         Name of the kernel, such as "avx2.sparse24_int8.gemv".
     schedule
         "default" for a schedule made for this kind of CPU or GPU, "portable" for one that runs on any, "generic" for
-        a function that is no kernel of this package.
+        a function that is no kernel of this package, "single thread" for one of those that leaves a GPU idle.
     """
 
     kernel: str
@@ -258,7 +258,9 @@ def schedule(func: PrimFunc, target: Target) -> tuple[PrimFunc, ScheduleChoice]:
     """
     kernel, on_gpu = description(func), target.kind.name == "cuda"
     if kernel is None:
-        return (cuda_generic if on_gpu else generic).schedule(func, target), ScheduleChoice("generic", "generic")
+        scheduled = (cuda_generic if on_gpu else generic).schedule(func, target)
+        alone = cuda_generic.SINGLE_THREAD in (scheduled.attrs or {})
+        return scheduled, ScheduleChoice("generic", "single thread" if alone else "generic")
     if kernel["op"] == "linear":
         name, function, quality = _linear_kernel(kernel, target)
     else:

@@ -20,6 +20,8 @@ from hwpq_tvm.schedules.cuda.trigonometry import without_tables
 
 logger = logging.getLogger(__name__)
 
+# Attribute of a function that runs in a single thread, which is slow but right: the report of a build says so.
+SINGLE_THREAD = "hwpq.single_thread"
 # The last one takes any function that is made of blocks.
 RULES = (gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
 # Threads of a block: with more, small tensors would keep only a few multiprocessors busy.
@@ -62,7 +64,6 @@ def schedule(func: PrimFunc, target: Target) -> PrimFunc:
             f"{_name(func)}: a function with loops over memory of its own, which no rule turns into a CUDA kernel. "
             f"Expected blocks, as Relax's operators make them. Compile for a CPU, or leave out the operator."
         )
-    logger.warning("%s runs in a single thread of the GPU, slow but right", _name(func))
     return _single_thread(func)
 
 
@@ -101,4 +102,4 @@ def _single_thread(func: PrimFunc) -> PrimFunc:
     for tag in ("threadIdx.x", "blockIdx.x"):
         axis = IterVar(Range(0, 1), Var(tag, "int32"), IterVar.ThreadIndex, tag)
         body = AttrStmt(axis, "thread_extent", IntImm("int32", 1), body)
-    return func.with_body(body)
+    return func.with_body(body).with_attr(SINGLE_THREAD, True)

@@ -4,11 +4,13 @@ All times are predicted (`performance`), and every name and text says so.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from math import prod
 from typing import Any
 
 from tvm.target import Target
 
+from hwpq_tvm.errors import UnsupportedSchemeError
 from hwpq_tvm.schedules.cuda.devices import reference_device
 from hwpq_tvm.schedules.cuda.space import LARGE, best, choice, default
 from hwpq_tvm.schedules.cuda.work import Linear
@@ -39,14 +41,16 @@ def predicted_times(N: int, K: int, target: Target, tokens: int) -> dict[str, fl
     Returns
     -------
     dict
-        Label of the format (`WeightFormat.label`) -> predicted microseconds, the fastest first.
+        Label of the format (`WeightFormat.label`) -> predicted microseconds, the fastest first; formats in which no
+        kernel takes the layer are left out.
     """
     device = reference_device(target)
     layouts, times = by_source(float8=device.architecture.float8), {}
     for name, group_size in RIVALS:
         linear = Linear(layouts[name], padded_rows(N), K, group_size)
         label = name if group_size is None else f"{name}.g{group_size}"
-        times[label] = round(best(linear, device, tokens).prediction.microseconds, 2)
+        with suppress(UnsupportedSchemeError):
+            times[label] = round(best(linear, device, tokens).prediction.microseconds, 2)
     return dict(sorted(times.items(), key=lambda item: item[1]))
 
 

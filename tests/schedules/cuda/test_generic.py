@@ -9,7 +9,9 @@ from tvm import relax
 from tvm.relax import op
 
 from hwpq_tvm.errors import TargetError
-from hwpq_tvm.schedules.cuda.generic import schedule
+from hwpq_tvm.schedules import registry
+from hwpq_tvm.schedules.cuda.generic import SINGLE_THREAD, schedule
+from hwpq_tvm.schedules.kernel_attr import KERNEL_ATTR
 from hwpq_tvm.schedules.kv_cache import kv_cache_update
 
 from ...ptx.run import compile_many, run, target
@@ -79,14 +81,17 @@ def test_computes_what_the_unscheduled_function_does(part: str, least: int) -> N
         assert found.any() or found.size == 1, name
 
 
-def test_function_without_blocks_runs_in_one_thread(caplog: pytest.LogCaptureFixture) -> None:
+def test_function_without_blocks_runs_in_one_thread() -> None:
     func = kv_cache_update(layers=1, batch=1, kv_heads=2, head_dim=4, max_len=8, seq_len=1)
     key, value = np.random.default_rng().standard_normal((2, 1, 2, 1, 4)).astype("float32")
     kv_cache, past = np.zeros((1, 2, 1, 2, 8, 4), "float32"), np.array([5], "int32")
-    run(schedule(func, target(ARCH)), ARCH, key, value, past, kv_cache, 0)
+    scheduled = schedule(func, target(ARCH))
+    run(scheduled, ARCH, key, value, past, kv_cache, 0)
     np.testing.assert_array_equal(kv_cache[0, :, :, :, 5], np.stack([key, value])[:, :, :, 0])
     assert np.count_nonzero(kv_cache) == key.size + value.size
-    assert "single thread" in caplog.text
+    assert scheduled.attrs[SINGLE_THREAD]
+    _, choice = registry.schedule(func.without_attr(KERNEL_ATTR), target(ARCH))
+    assert choice == registry.ScheduleChoice("generic", "single thread")
 
 
 def test_function_with_memory_of_its_own_is_an_error() -> None:

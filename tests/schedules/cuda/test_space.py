@@ -155,6 +155,13 @@ def test_formats_are_compared_by_predicted_time(arch: str) -> None:
     assert max(small.values()) < 1.1 * min(small.values())
 
 
+def test_a_format_in_which_no_kernel_takes_the_layer_is_left_out() -> None:
+    """Weights of 2 GB and more: the head of a large model in float16, whose own format is a smaller one."""
+    times = predicted_times(152064, 8192, TARGETS["sm_80"], 16)
+    assert "dense_float16" not in times
+    assert len(times) == len(RIVALS) - 1
+
+
 def test_what_a_report_says() -> None:
     value = predicted(kernel("mma_dense_int8", (1, "seq_len"), 576, 1536), TARGETS["sm_86"])
     assert value["device"] == "GeForce RTX 3090"
