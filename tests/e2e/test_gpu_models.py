@@ -1,12 +1,11 @@
 """Tiny models built for GPUs, run on the host: their logits are those of the same weights on a CPU."""
 
 import numpy as np
-import pytest
 
 import hwpq_tvm
 from hwpq_tvm import HWPQConfig, LayerScheme
 from hwpq_tvm.runtime.session import Session
-from tests.tiny_hf import tiny_llama, tiny_qwen2
+from tests.tiny_hf import tiny_qwen2
 
 from . import gpu_on_host
 
@@ -31,14 +30,11 @@ FORMATS = {
     "1.mlp.up_proj": scheme("2:4", "int4", -1),
     "1.mlp.down_proj": scheme("2:4", "int4", 128),
 }
-CONFIGS = {
-    "2:4 int8": HWPQConfig(default=scheme("2:4", "int8")),
-    "every format": HWPQConfig(
-        default=scheme("2:4", "int8"),
-        overrides={f"model.layers.{name}": each for name, each in FORMATS.items()},
-        group_policy="pad",
-    ),
-}
+CONFIG = HWPQConfig(
+    default=scheme("2:4", "int8"),
+    overrides={f"model.layers.{name}": each for name, each in FORMATS.items()},
+    group_policy="pad",
+)
 
 
 def logits(model, ids):
@@ -47,15 +43,13 @@ def logits(model, ids):
     return model(ids), np.stack([session.prefill(ids[:-2])[0], *(session.decode(int(i)) for i in ids[-2:])])
 
 
-@pytest.mark.parametrize(("name", "architecture"), [("2:4 int8", "sm_80"), ("every format", "sm_89")])
-def test_interpreted_kernels(name, architecture):
+def test_interpreted_kernels():
     """All kernels of a model, as PTX: prefill and decode."""
-    hf = (tiny_llama if name != "every format" else tiny_qwen2)(tie_word_embeddings=True)
-    options = {"config": CONFIGS[name], "calibration": None, "max_seq_len": 24}
+    hf = tiny_qwen2(tie_word_embeddings=True)
+    options = {"config": CONFIG, "calibration": None, "max_seq_len": 24}
     cpu = hwpq_tvm.build(hf, "cpu", progress=False, **options)
-    gpu = gpu_on_host.build(hf, f"cuda:{architecture}", gpu_on_host.interpreted, **options)
+    gpu = gpu_on_host.build(hf, "cuda:sm_89", gpu_on_host.interpreted, **options)
     ids = np.random.default_rng().integers(0, hf.config.vocab_size, 11)
-    # Both compute the same integers; float8 activations have 3 bits of mantissa, float16 ones 10.
-    bound = 0.1 if name == "every format" else 1e-3
+    # Float8 activations have 3 bits of mantissa; kernels alone are held to tighter bounds in their own tests.
     for found, expected in zip(logits(gpu, ids), logits(cpu, ids), strict=True):
-        assert np.linalg.norm(found - expected) < bound * np.linalg.norm(expected)
+        assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)

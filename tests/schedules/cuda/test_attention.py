@@ -14,7 +14,7 @@ from hwpq_tvm.schedules.cuda.attention_shape import AttentionShape
 from hwpq_tvm.schedules.cuda.attention_tiles import TileShape
 from hwpq_tvm.schedules.kernel_attr import description
 
-from ...ptx import mutate, sass
+from ...ptx import mutate
 from ...ptx.run import Compiled, Report, compile_many, target
 from ...ptx.violation import Violation
 from .. import reference
@@ -125,19 +125,6 @@ def test_a_missing_barrier_is_noticed() -> None:
     for number in found:
         with pytest.raises(Violation):
             call(kernel.mutated(lambda ptx, number=number: mutate.drop(ptx, "bar.sync", number)), case)
-
-
-@pytest.mark.parametrize("arch", ["sm_80"])
-def test_everything_stays_in_registers(arch: str) -> None:
-    descriptions = [
-        attention(layers=2, batch=1, max_len=2048, seq_len=length, scale=0.125, **shape)
-        for shape in (
-            {"heads": 9, "kv_heads": 3, "head_dim": 64},
-            {"heads": 32, "kv_heads": 8, "head_dim": 128, "cache_dtype": "int8"},
-        )
-        for length in (1, None)
-    ]
-    sass.check(sass.inspect([schedule(func, target(arch)) for func in descriptions], arch))
 
 
 def test_plans_fit_the_device() -> None:
