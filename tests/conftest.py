@@ -1,6 +1,5 @@
 """Fixtures that tests of several folders share."""
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,12 +52,6 @@ def tiny_artifact(tiny: Callable, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def nvcc() -> None:
     """Skips a test where there is no nvcc; with HWPQ_REQUIRE_CUDA=1 it fails instead."""
-    from hwpq_tvm.cuda_toolkit import find_toolkit
-    from hwpq_tvm.errors import DependencyError
+    from .ptx.nvcc import compiler
 
-    try:
-        find_toolkit()
-    except DependencyError as error:
-        if os.environ.get("HWPQ_REQUIRE_CUDA"):
-            raise
-        pytest.skip(str(error))
+    compiler()
