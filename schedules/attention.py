@@ -16,6 +16,7 @@ copy, and the tensor that comes back shares its memory. Since ``layer`` is an ar
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -134,3 +135,60 @@ def attention(
                 share = probability[j] / total[0]
                 store(out, [b, i, h, d], out[b, i, h, d] + share * cached([layer, 1, b, group, j], d))
     return describe(result[0], op="attention", **fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionFields:
+    """The fields of an attention description, and what kernels make of them."""
+
+    layers: int
+    batch: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    max_len: int
+    seq_len: int
+    scale: float
+    score_bias: bool
+    cache_dtype: str
+    window: int | None = None
+    softcap: float | None = None
+
+    @property
+    def shared(self) -> int:
+        """Query heads that share a head of keys and values."""
+        return self.heads // self.kv_heads
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the cache is int8."""
+        return self.cache_dtype != "float32"
+
+    def arguments(self) -> "AttentionArguments":
+        """Declare the arguments of the function."""
+        length = symbol("seq_len") if self.seq_len == -1 else self.seq_len
+        row = row_elements(self.head_dim, self.cache_dtype)
+        cache_shape = (self.layers, 2, self.batch, self.kv_heads, self.max_len, row)
+        bias_shape = (self.batch, self.heads, length, self.max_len)
+        return AttentionArguments(
+            length=length,
+            query=argument("query", (self.batch, self.heads, length, self.head_dim), "float32"),
+            cache=argument("kv_cache", cache_shape, self.cache_dtype),
+            past_lengths=argument("past_lengths", (self.batch,), "int32"),
+            bias=argument("bias", bias_shape, "float32") if self.score_bias else None,
+            layer=T.arg("layer", T.int64()),
+            out=argument("out", (self.batch, length, self.heads, self.head_dim), "float32"),
+        )
+
+
+@dataclass(frozen=True)
+class AttentionArguments:
+    """The arguments of the function that is being built."""
+
+    length: Any
+    query: Any
+    cache: Any
+    past_lengths: Any
+    bias: Any
+    layer: Any
+    out: Any

@@ -12,8 +12,9 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc, Select
 
+from hwpq_tvm.schedules.attention import AttentionArguments
 from hwpq_tvm.schedules.cpu.attention_merge import Partials, merge
-from hwpq_tvm.schedules.cpu.attention_shape import LOWEST, AttentionArguments, AttentionShape
+from hwpq_tvm.schedules.cpu.attention_shape import LOWEST, AttentionShape
 from hwpq_tvm.schedules.cpu.register_tiles import dot_tile, outer_tile, vector_offsets
 from hwpq_tvm.schedules.cpu.vector_math import (
     exponential_of_nonpositive,

@@ -11,7 +11,8 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc, Select, Shuffle
 
-from hwpq_tvm.schedules.cpu.attention_shape import LOWEST, AttentionArguments, AttentionShape
+from hwpq_tvm.schedules.attention import AttentionArguments
+from hwpq_tvm.schedules.cpu.attention_shape import LOWEST, AttentionShape
 from hwpq_tvm.schedules.cpu.register_tiles import outer_tile, vector_offsets
 from hwpq_tvm.schedules.cpu.vector_math import exponential_of_nonpositive, span, splat, tile_accumulators
 from hwpq_tvm.schedules.tir_builder import let, loop, prim_func, store

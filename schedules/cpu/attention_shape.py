@@ -5,65 +5,27 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from hwpq_tvm.schedules.attention import AttentionArguments, AttentionFields
 from hwpq_tvm.schedules.cpu.kv_cache import CachedRows
 from hwpq_tvm.schedules.cpu.vector_math import hyperbolic_tangent, lanes_that_fit, splat
-from hwpq_tvm.schedules.kv_cache import row_elements
-from hwpq_tvm.schedules.tir_builder import argument, let, symbol
+from hwpq_tvm.schedules.tir_builder import let
 
 # Stands for a score that does not exist.
 LOWEST = -3.0e38
 
 
-@dataclass(frozen=True)
-class AttentionShape:
+@dataclass(frozen=True, kw_only=True)
+class AttentionShape(AttentionFields):
     """One attention kernel: the fields of its description, and the vectors of the target."""
 
     lanes: int
-    layers: int
-    batch: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    max_len: int
-    seq_len: int
-    scale: float
-    score_bias: bool
-    cache_dtype: str
-    window: int | None = None
-    softcap: float | None = None
-
-    @property
-    def shared(self) -> int:
-        """Query heads that share a head of keys and values."""
-        return self.heads // self.kv_heads
 
     @property
     def value_lanes(self) -> int:
         """Lanes of the vectors along head_dim."""
         return lanes_that_fit(self.head_dim, self.lanes)
 
-    @property
-    def quantized(self) -> bool:
-        """Whether the cache is int8."""
-        return self.cache_dtype != "float32"
-
-    def arguments(self) -> "AttentionArguments":
-        """Declare the arguments of the function."""
-        length = symbol("seq_len") if self.seq_len == -1 else self.seq_len
-        row = row_elements(self.head_dim, self.cache_dtype)
-        cache_shape = (self.layers, 2, self.batch, self.kv_heads, self.max_len, row)
-        bias_shape = (self.batch, self.heads, length, self.max_len)
-        return AttentionArguments(
-            length=length,
-            query=argument("query", (self.batch, self.heads, length, self.head_dim), "float32"),
-            cache=argument("kv_cache", cache_shape, self.cache_dtype),
-            past_lengths=argument("past_lengths", (self.batch,), "int32"),
-            bias=argument("bias", bias_shape, "float32") if self.score_bias else None,
-            layer=T.arg("layer", T.int64()),
-            out=argument("out", (self.batch, length, self.heads, self.head_dim), "float32"),
-        )
-
-    def rows(self, args: "AttentionArguments", b: Any, group: Any) -> CachedRows:
+    def rows(self, args: AttentionArguments, b: Any, group: Any) -> CachedRows:
         """Keys and values of one head of one sequence in the cache."""
         return CachedRows(args.cache, args.layer, b, group, self.value_lanes)
 
@@ -75,7 +37,7 @@ class AttentionShape:
         """The first key that a query at a position sees."""
         return T.int64(0) if self.window is None else T.max(position - (self.window - 1), T.int64(0))
 
-    def visible_keys(self, args: "AttentionArguments", b: Any) -> tuple[Any, Any]:
+    def visible_keys(self, args: AttentionArguments, b: Any) -> tuple[Any, Any]:
         """Position of the only query of sequence b, and the first key it sees."""
         position = let("position", self.position(T.Cast("int64", args.past_lengths[b]), T.int64(0)))
         return position, let("first", self.first_key(position))
@@ -87,16 +49,3 @@ class AttentionShape:
         ratio = let("ratio", score * splat(T.float32(1 / self.softcap), self.lanes))
         tangent = hyperbolic_tangent(ratio, self.lanes, let)
         return let("score", tangent * splat(T.float32(self.softcap), self.lanes))
-
-
-@dataclass(frozen=True)
-class AttentionArguments:
-    """The arguments of the function that is being built."""
-
-    length: Any
-    query: Any
-    cache: Any
-    past_lengths: Any
-    bias: Any
-    layer: Any
-    out: Any

@@ -11,11 +11,11 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc
 
+from hwpq_tvm.schedules.attention import AttentionArguments
 from hwpq_tvm.schedules.cuda.attention_merge import FILLING_BLOCKS, MOST_SPLITS, Partials, merge
 from hwpq_tvm.schedules.cuda.attention_shape import (
     KEYS,
     VALUES,
-    AttentionArguments,
     AttentionShape,
     CachedRows,
     combined,

@@ -7,7 +7,8 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from hwpq_tvm.schedules.cuda.attention_shape import AttentionArguments, AttentionShape, weight_of
+from hwpq_tvm.schedules.attention import AttentionArguments
+from hwpq_tvm.schedules.cuda.attention_shape import AttentionShape, weight_of
 from hwpq_tvm.schedules.cuda.rows import hold
 from hwpq_tvm.schedules.cuda.threads import barrier, block_reduce, launch, registers, shared
 from hwpq_tvm.schedules.tir_builder import let, loop, otherwise, store, then, when

@@ -15,13 +15,13 @@ from tvm.script.ir_builder import tirx as T
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
+from hwpq_tvm.schedules.attention import AttentionArguments
 from hwpq_tvm.schedules.cuda.architectures import architecture_of
 from hwpq_tvm.schedules.cuda.attention_merge import FILLING_BLOCKS, MOST_SPLITS, Partials, merge
 from hwpq_tvm.schedules.cuda.attention_shape import (
     KEYS,
     VALUES,
     VECTOR,
-    AttentionArguments,
     AttentionShape,
     CachedRows,
     filled,

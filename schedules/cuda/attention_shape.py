@@ -10,10 +10,11 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from hwpq_tvm.schedules.attention import AttentionArguments, AttentionFields
 from hwpq_tvm.schedules.cuda.rows import hold
 from hwpq_tvm.schedules.cuda.threads import registers
 from hwpq_tvm.schedules.kv_cache import row_elements, row_scale
-from hwpq_tvm.schedules.tir_builder import argument, store, symbol
+from hwpq_tvm.schedules.tir_builder import store
 
 KEYS, VALUES = 0, 1
 LOG2_E = 1.4426950408889634
@@ -23,32 +24,9 @@ VECTOR = 4
 BYTE_ORIGIN, BYTE_ORIGIN_BITS = 2.0**23, 0x4B000000
 
 
-@dataclass(frozen=True)
-class AttentionShape:
-    """The fields of an attention description."""
-
-    layers: int
-    batch: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    max_len: int
-    seq_len: int
-    scale: float
-    score_bias: bool
-    cache_dtype: str
-    window: int | None = None
-    softcap: float | None = None
-
-    @property
-    def shared(self) -> int:
-        """Query heads that share a head of keys and values."""
-        return self.heads // self.kv_heads
-
-    @property
-    def quantized(self) -> bool:
-        """Whether the cache is int8."""
-        return self.cache_dtype != "float32"
+@dataclass(frozen=True, kw_only=True)
+class AttentionShape(AttentionFields):
+    """The fields of an attention description, and what CUDA kernels make of them."""
 
     @property
     def vector(self) -> int:
@@ -59,22 +37,6 @@ class AttentionShape:
     def visible(self) -> int:
         """Most keys that a query sees."""
         return self.max_len if self.window is None else min(self.window, self.max_len)
-
-    def arguments(self) -> "AttentionArguments":
-        """Declare the arguments of the function."""
-        length = symbol("seq_len") if self.seq_len == -1 else self.seq_len
-        row = row_elements(self.head_dim, self.cache_dtype)
-        cache_shape = (self.layers, 2, self.batch, self.kv_heads, self.max_len, row)
-        bias_shape = (self.batch, self.heads, length, self.max_len)
-        return AttentionArguments(
-            length=length,
-            query=argument("query", (self.batch, self.heads, length, self.head_dim), "float32"),
-            cache=argument("kv_cache", cache_shape, self.cache_dtype),
-            past_lengths=argument("past_lengths", (self.batch,), "int32"),
-            bias=argument("bias", bias_shape, "float32") if self.score_bias else None,
-            layer=T.arg("layer", T.int64()),
-            out=argument("out", (self.batch, length, self.heads, self.head_dim), "float32"),
-        )
 
     def position(self, past: Any, i: Any) -> Any:
         """Where query i stands, at most at the end of the cache."""
@@ -91,19 +53,6 @@ class AttentionShape:
         # tanh(x) = 1 - 2 / (exp(2x) + 1), right in both limits.
         power = T.exp2(score * T.float32(2 * LOG2_E / self.softcap))
         return T.float32(self.softcap) - T.float32(2 * self.softcap) / (power + T.float32(1))
-
-
-@dataclass(frozen=True)
-class AttentionArguments:
-    """The arguments of the function that is being built."""
-
-    length: Any
-    query: Any
-    cache: Any
-    past_lengths: Any
-    bias: Any
-    layer: Any
-    out: Any
 
 
 @dataclass(frozen=True)
