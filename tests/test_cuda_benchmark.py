@@ -160,8 +160,8 @@ def test_random_weights_are_what_layouts_may_hold(arch: str) -> None:
         assert shapes == weights.packed(40, 200)
         expected, allowed = linear.expected(dense, x)
         assert np.isfinite(expected).all() and expected.shape == (5, 40)
-        # A result of zeros is wrong nearly everywhere.
-        assert (np.abs(expected) > allowed).mean() > 0.99
+        # A result of zeros is wrong nearly everywhere; of 200 random sums two or three are near zero.
+        assert (np.abs(expected) > allowed).mean() > 0.9
 
 
 @pytest.mark.parametrize(
