@@ -9,8 +9,9 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.target import Target
 from tvm.tirx import IndexMap, PrimFunc
 
-from hwpq_tvm.schedules.cpu import avx2, avx512, avx512_gemm, neon, portable
+from hwpq_tvm.schedules.cpu import avx2, avx512, avx512_fused, avx512_gemm, neon, portable
 from hwpq_tvm.schedules.cpu.linear_space import (
+    Avx512FusedParameters,
     Avx512GemmParameters,
     GemmParameters,
     GemvParameters,
@@ -30,8 +31,10 @@ def avx512_schedule(func: PrimFunc, target: Target, parameters: LinearParameters
     assert kernel is not None
     if kernel["rows_per_tile"] > 1:
         chosen = default(kernel, target, "avx512vnni") if parameters is None else parameters
+        if isinstance(chosen, Avx512FusedParameters):
+            return avx512_fused.schedule(func, target, chosen)
         assert isinstance(chosen, Avx512GemmParameters)
-        return avx512_gemm.schedule(func, target, chosen.near_blocks)
+        return avx512_gemm.schedule(func, target, chosen)
     return _schedule(func, target, "avx512vnni", avx512.tile, parameters)
 
 

@@ -12,8 +12,20 @@ from typing import Any
 
 from tvm.target import Target
 
+from hwpq_tvm.schedules.cpu import avx512_space
+from hwpq_tvm.schedules.cpu.avx512_space import Avx512FusedParameters, Avx512GemmParameters
 from hwpq_tvm.schedules.layouts import packed as layouts
 from hwpq_tvm.schedules.layouts.tiles import ROWS, STEP, padded_in_features
+
+__all__ = [
+    "Avx512FusedParameters",
+    "Avx512GemmParameters",
+    "GemmParameters",
+    "GemvParameters",
+    "LinearParameters",
+    "default",
+    "space",
+]
 
 # Bytes of weights from which waking a second thread (2 to 3 microseconds) pays.
 PARALLEL_BYTES = 1 << 16
@@ -89,20 +101,7 @@ class GemmParameters:
     unroll: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Avx512GemmParameters:
-    """How weights and activations meet for many tokens where AVX-512 has its dot product: a kernel of its own.
-
-    Attributes
-    ----------
-    near_blocks
-        Row blocks that a task takes. They go in pairs, and the last task may have fewer.
-    """
-
-    near_blocks: int
-
-
-LinearParameters = GemvParameters | GemmParameters | Avx512GemmParameters
+LinearParameters = GemvParameters | GemmParameters | Avx512GemmParameters | Avx512FusedParameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +139,7 @@ def default(kernel: Mapping[str, Any], target: Target, isa: str) -> LinearParame
     if kernel["rows_per_tile"] == 1:
         return _default_gemv(extents)
     if isa == "avx512vnni":
-        return _avx512_gemm_points(extents)[0]
+        return avx512_space.default(extents.blocks, extents.threads)
     return _default_gemm(extents, kernel["rows_per_tile"])
 
 
@@ -159,7 +158,10 @@ def space(kernel: Mapping[str, Any], target: Target, isa: str) -> list[LinearPar
             and (k_splits == 1 or (parallel and streams == 1))
         ]
     elif isa == "avx512vnni":
-        points += _avx512_gemm_points(extents)
+        lead = kernel["lead"]
+        M = math.prod(lead) if all(size > 0 for size in lead) else None
+        steps = extents.steps * extents.steps_per_chunk
+        points += avx512_space.points(extents.blocks, steps, extents.steps_per_chunk, extents.threads, M)
     else:
         near = [ways for ways in _divisors(extents.blocks) if ways <= 4 * NEAR_BLOCKS]
         k_blocks = [ways for ways in _divisors(extents.steps) if ways >= 8 or ways == extents.steps]
@@ -199,13 +201,6 @@ def _default_gemm(extents: _Extents, tokens: int) -> GemmParameters:
         k_block = _divisor(extents.steps, K_BLOCK // extents.steps_per_chunk)
         k_block = k_block if k_block * extents.steps_per_chunk >= K_BLOCK // 4 else extents.steps
     return GemmParameters(tokens=tokens, near_blocks=near, k_block=k_block, prefetch=1280)
-
-
-def _avx512_gemm_points(extents: _Extents) -> list[Avx512GemmParameters]:
-    """From an equal share of the pairs of row blocks for every thread down to one pair in a task."""
-    pairs = -(-extents.blocks // 2)
-    shares = dict.fromkeys(-(-pairs // tasks) for tasks in range(min(extents.threads, pairs), pairs + 1))
-    return [Avx512GemmParameters(2 * share) for share in shares]
 
 
 def _share(tasks: int, threads: int) -> float:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from hwpq_tvm.schedules import registry
+from hwpq_tvm.schedules.cpu.linear_int8 import avx512_schedule
+from hwpq_tvm.schedules.cpu.linear_space import Avx512FusedParameters, Avx512GemmParameters, LinearParameters
 from hwpq_tvm.schedules.layouts.tiles import activation_columns, padded_rows
 
 from ..schedules import reference
@@ -26,6 +28,16 @@ def test_equal_to_numpy(isa: str, label: str, lead: tuple, M: int) -> None:
     func, choice = registry.schedule(reference.BY_LABEL[label].linear(lead, N, K), cpu.target)
     assert choice == registry.ScheduleChoice(f"{isa}.{label}.{'gemv' if M == 1 else 'gemm'}", "default")
     check(cpu.build(func), np.random.default_rng(M), label, (1, M), N, K, rows=1 if M == 1 else padded_rows(M))
+
+
+@pytest.mark.parametrize("label", ["sparse24_int4.g64", "dense_int8"])
+@pytest.mark.parametrize(
+    "parameters", [Avx512FusedParameters(2, 4, 2, 1280), Avx512GemmParameters(2, 4, 1 << 9, 4, 1280)]
+)
+def test_choices_of_a_tuner(label: str, parameters: LinearParameters) -> None:
+    cpu, M, N, K = emulator("avx512vnni"), 5, 13, 148
+    func = avx512_schedule(reference.BY_LABEL[label].linear((1, M), N, K), cpu.target, parameters)
+    check(cpu.build(func), np.random.default_rng(M), label, (1, M), N, K, rows=padded_rows(M))
 
 
 @pytest.mark.parametrize("isa", ISAS)

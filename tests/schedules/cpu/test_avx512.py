@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from hwpq_tvm.schedules import registry
-from hwpq_tvm.schedules.cpu import avx512_gemm
+from hwpq_tvm.schedules.cpu import avx512_fused
 from hwpq_tvm.schedules.cpu.linear_int8 import avx512_schedule
-from hwpq_tvm.schedules.cpu.linear_space import Avx512GemmParameters
+from hwpq_tvm.schedules.cpu.linear_space import Avx512FusedParameters, Avx512GemmParameters, LinearParameters
 from hwpq_tvm.schedules.layouts.tiles import padded_rows
 
 from .. import reference
@@ -50,16 +50,41 @@ def test_one_token_keeps_its_sums_in_registers(name: str) -> None:
     assert not any("%rsp" in line for line in loop)
 
 
+@pytest.mark.parametrize(("tokens", "streams"), [(4, 4), (16, 2)])
+@pytest.mark.parametrize("name", VECTORS)
+def test_a_few_tokens_keep_their_sums_in_registers(name: str, tokens: int, streams: int) -> None:
+    """Weights are unpacked in registers: a loop over whole tiles of all streams, which reads no memory of its own."""
+    func = reference.BY_LABEL[name].linear((1, tokens), 128, 512)
+    scheduled = avx512_schedule(func, reference.AVX512, Avx512FusedParameters(16, tokens, streams, 0))
+    loops = innermost_loops(assembly(scheduled, reference.AVX512))
+    loop = max(loops, key=lambda loop: len(starting(loop, "vpdpbusd")))
+    # 2:4 weights are summed as well.
+    sparse = name.startswith("sparse24")
+    assert len(starting(loop, "vpdpbusd")) == streams // 2 * VECTORS[name] * (tokens + sparse)
+    assert len(starting(loop, "vpshufb")) == (streams // 2 * VECTORS[name] * tokens if sparse else 0)
+    assert not any("%rsp" in line for line in loop)
+
+
 @pytest.mark.parametrize("label", ["sparse24_int4.g64", "dense_int8", "dense_int4.g32", "sparse24_int8.g128"])
-@pytest.mark.parametrize(("N", "near_blocks"), [(1, None), (8 * 13, 3)])
-def test_shares_that_do_not_divide(
-    label: str, N: int, near_blocks: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("N", "near_blocks"), [(1, 2), (8 * 13, 3)])
+def test_shares_that_do_not_divide(label: str, N: int, near_blocks: int) -> None:
     """A lone block, and odd blocks in tasks, tiles of weights in stretches, tiles of activations in groups."""
-    monkeypatch.setattr(avx512_gemm, "BLOCK_TILES", 4)
-    monkeypatch.setattr(avx512_gemm, "MOST_TILES", 2)
-    M, K = 25, 4 if N == 1 else 516
-    parameters = near_blocks and Avx512GemmParameters(near_blocks)
+    K = 4 if N == 1 else 516
+    check_parameters(label, 25, N, K, Avx512GemmParameters(near_blocks, block_tiles=4, activation_bytes=16 * 640))
+
+
+@pytest.mark.parametrize("label", ["sparse24_int4", "dense_int8", "dense_int4.g32", "sparse24_int8.g128"])
+@pytest.mark.parametrize(("N", "parameters"), [(1, (2, 4, 4, 0)), (8 * 13, (5, 8, 4, 1280))])
+def test_streams_that_do_not_divide(
+    label: str, N: int, parameters: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams without a block of their own, a last task with fewer blocks, tokens in groups of tiles."""
+    monkeypatch.setattr(avx512_fused, "ACTIVATION_BYTES", 1 << 13)
+    check_parameters(label, 25, N, 4 if N == 1 else 516, Avx512FusedParameters(*parameters))
+
+
+def check_parameters(label: str, M: int, N: int, K: int, parameters: LinearParameters) -> None:
+    """Compare a kernel with given parameters with NumPy."""
     scheduled = avx512_schedule(reference.BY_LABEL[label].linear((1, M), N, K), reference.AVX512, parameters)
     run = reference.compiled(scheduled, reference.AVX512)
     check(run, np.random.default_rng(N), label, (1, M), N, K, rows=padded_rows(M))

@@ -11,7 +11,12 @@ from tvm.target import Target
 
 from hwpq_tvm.schedules.cpu import avx2, linear_space
 from hwpq_tvm.schedules.cpu.linear_int8 import avx2_schedule, avx512_schedule, schedule_with
-from hwpq_tvm.schedules.cpu.linear_space import Avx512GemmParameters, GemmParameters, GemvParameters
+from hwpq_tvm.schedules.cpu.linear_space import (
+    Avx512FusedParameters,
+    Avx512GemmParameters,
+    GemmParameters,
+    GemvParameters,
+)
 from hwpq_tvm.schedules.kernel_attr import description
 from hwpq_tvm.schedules.layouts.tiles import padded_rows
 
@@ -63,25 +68,6 @@ def test_the_choice_by_hand_is_the_first_point() -> None:
         assert {type(point) for point in linear_space.space(fields, cores(2), "avx2")} == {kind}
 
 
-@pytest.mark.parametrize(("N", "threads"), [(8, 2), (136, 2), (192, 1), (4096, 16)])
-def test_avx512_has_few_points_for_many_tokens(N: int, threads: int) -> None:
-    func, target = (
-        reference.BY_LABEL["dense_int8"].linear((1, "seq_len"), N, 256),
-        Target({**reference.AVX512.export(), "num-cores": threads}),
-    )
-    fields = description(func)
-    points = linear_space.space(fields, target, "avx512vnni")
-    assert all(isinstance(point, Avx512GemmParameters) for point in points)
-    sizes = [point.near_blocks for point in points]
-    # One for each size of a task: a task for every thread, by hand, or more of them.
-    assert sizes == sorted(set(sizes), reverse=True)
-    pairs = -(-N // 16)
-    assert points[0] == linear_space.default(fields, target, "avx512vnni")
-    assert -(-pairs // (sizes[0] // 2)) <= threads
-    assert sizes[-1] == 2
-    tvm.ir.assert_structural_equal(avx512_schedule(func, target), avx512_schedule(func, target, points[0]))
-
-
 def test_parameters_of_another_kind_are_refused() -> None:
     gemv, gemm = (reference.BY_LABEL["dense_int8"].linear(lead, 64, 256) for lead in ((1, 1), (1, "seq_len")))
     of_gemv, of_gemm = GemvParameters(1, 0), GemmParameters(8, 1, 4, 0)
@@ -91,6 +77,7 @@ def test_parameters_of_another_kind_are_refused() -> None:
         (avx2_schedule, gemm, Avx512GemmParameters(2)),
         (avx512_schedule, gemm, of_gemm),
         (avx512_schedule, gemv, Avx512GemmParameters(2)),
+        (avx512_schedule, gemv, Avx512FusedParameters(2, 4, 2, 0)),
     ):
         with pytest.raises(AssertionError):
             schedule(func, reference.AVX512, wrong)
