@@ -1,9 +1,13 @@
-"""Gives every TensorIR function of a module the schedule that the capability table has for it on a target."""
+"""Gives every TensorIR function of a module a schedule: by tuning records, or what the capability table has for it."""
+
+from dataclasses import replace
 
 import tvm
 from tvm import tirx
 
 from hwpq_tvm.schedules import registry
+from hwpq_tvm.schedules.kernel_attr import description
+from hwpq_tvm.schedules.records import TuningRecords
 
 
 @tvm.transform.module_pass(opt_level=0, name="ApplySchedules")
@@ -14,6 +18,8 @@ class ApplySchedules:
     ----------
     target
         What the kernels are compiled for.
+    records
+        Records that parameters are chosen by; kernels that have none get the default's.
 
     Attributes
     ----------
@@ -22,8 +28,9 @@ class ApplySchedules:
         so that a kernel that fell back to a portable schedule shows.
     """
 
-    def __init__(self, target: tvm.target.Target) -> None:
+    def __init__(self, target: tvm.target.Target, records: TuningRecords | None = None) -> None:
         self.target = target
+        self.records = TuningRecords.empty() if records is None else records
         self.choices: dict[str, registry.ScheduleChoice] = {}
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
@@ -31,8 +38,20 @@ class ApplySchedules:
         functions = {}
         for gvar, function in mod.functions_items():
             if isinstance(function, tirx.PrimFunc):
-                scheduled, self.choices[gvar.name_hint] = registry.schedule(function, self.target)
+                scheduled, self.choices[gvar.name_hint] = self._schedule(function)
                 # The schedule may start from a function of its own: its name in the module is the one callers know.
                 function = scheduled.with_attr("global_symbol", gvar.name_hint)
             functions[gvar] = function
         return tvm.IRModule(functions, attrs=mod.attrs)
+
+    def _schedule(self, func: tirx.PrimFunc) -> tuple[tirx.PrimFunc, registry.ScheduleChoice]:
+        kernel = description(func)
+        if kernel is None and (stock := self.records.stock(func)) is not None:
+            scheduled, record = stock
+            return scheduled, registry.ScheduleChoice("generic", "tuned", record)
+        found = self.records.plan(func, self.target) if kernel is not None and kernel["op"] == "linear" else None
+        if found is None:
+            return registry.schedule(func, self.target)
+        plan, record = found
+        scheduled, choice = registry.schedule(func, self.target, plan)
+        return scheduled, replace(choice, record=record)

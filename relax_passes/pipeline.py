@@ -9,6 +9,7 @@ from tvm import relax
 
 from hwpq_tvm.cuda_toolkit import Fatbin
 from hwpq_tvm.device_code import build_library
+from hwpq_tvm.schedules.records import TuningRecords
 from hwpq_tvm.schedules.registry import ScheduleChoice
 
 from .apply_schedules import ApplySchedules
@@ -112,6 +113,7 @@ def compile_module(
     *,
     lazy: tuple[str, str] | None = None,
     lazy_weights: bool = False,
+    records: TuningRecords | None = None,
     dump: Dump = no_dump,
 ) -> CompiledModule:
     """Take a module through the phases and write the shared library.
@@ -126,6 +128,8 @@ def compile_module(
         Where the `.so` goes.
     lazy, lazy_weights
         As for `lower`.
+    records
+        Tuning records that parameters of kernels are chosen by; None for the defaults.
     dump
         Called with the name of each phase and the module after it.
 
@@ -136,7 +140,7 @@ def compile_module(
     with target:
         mod = optimise(mod)
         dump("optimise", mod)
-        schedules = ApplySchedules(target)
+        schedules = ApplySchedules(target, records)
         mod = tvm.transform.Sequential([schedules])(mod)
         dump("schedule", mod)
         mod = lower(mod, lazy=lazy, lazy_weights=lazy_weights)

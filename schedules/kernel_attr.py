@@ -37,15 +37,15 @@ def description(func: PrimFunc) -> dict[str, Any] | None:
     attrs = func.attrs
     if attrs is None or KERNEL_ATTR not in attrs:
         return None
-    return _plain(attrs[KERNEL_ATTR])
+    return plain(attrs[KERNEL_ATTR])
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Turn TVM's containers into Python's."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tvm_ffi.Array):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, str):
         return str(value)
     return value

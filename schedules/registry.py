@@ -11,9 +11,11 @@ from tvm.target import Target
 from tvm.tirx import PrimFunc
 
 from hwpq_tvm.errors import UnsupportedSchemeError
+from hwpq_tvm.schedules import linear_tuning
 from hwpq_tvm.schedules.cpu import (
     activations,
     attention,
+    dispatch,
     gate,
     generic,
     gram,
@@ -38,6 +40,9 @@ from hwpq_tvm.schedules.cuda.architectures import ARCHITECTURES, Architecture, a
 from hwpq_tvm.schedules.kernel_attr import description
 from hwpq_tvm.schedules.layouts import mma
 from hwpq_tvm.schedules.layouts.tiles import GROUP_SIZES
+from hwpq_tvm.schedules.linear_tuning import Tuning
+from hwpq_tvm.schedules.linear_workload import LinearWorkload, format_of
+from hwpq_tvm.schedules.parameters import Parameters, Plan
 from hwpq_tvm.schedules.weight_formats import CUDA_FORMATS, WEIGHT_FORMATS, WeightFormat
 from hwpq_tvm.targets import cpu_features
 
@@ -45,15 +50,21 @@ __all__ = [
     "ISAS",
     "KERNELS",
     "KernelKey",
+    "Parameters",
+    "Plan",
     "ScheduleChoice",
     "WeightFormat",
+    "default_plan",
+    "rival",
     "schedule",
+    "schedule_point",
+    "space",
     "tensor_core_formats",
     "weight_format",
 ]
 
 ScheduleFunction = Callable[[PrimFunc, Target], PrimFunc]
-Quality = Literal["default", "portable", "generic", "single thread"]
+Quality = Literal["tuned", "portable, tuned", "default", "portable", "generic", "single thread"]
 Kind = Literal["gemv", "gemm"]
 
 KINDS: tuple[Kind, ...] = ("gemv", "gemm")
@@ -104,21 +115,40 @@ class ScheduleChoice:
     kernel
         Name of the kernel, such as "avx2.sparse24_int8.gemv".
     schedule
-        "default" for a schedule made for this kind of CPU or GPU, "portable" for one that runs on any, "generic" for
-        a function that is no kernel of this package, "single thread" for one of those that leaves a GPU idle.
+        "default" for one made for this kind of CPU or GPU, "portable" for one that runs on any, "tuned" and
+        "portable, tuned" for those with parameters from tuning records, "generic" for a function that is no kernel of
+        this package, "single thread" for one of those that leaves a GPU idle.
+    record
+        Where it is tuned: folder of the records and for how many tokens, such as "x86_64-znver3: 4, 16 tokens".
     """
 
     kernel: str
     schedule: Quality
+    record: str | None = None
 
 
-Entry = tuple[ScheduleFunction, Quality]
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How a kernel is scheduled, how good that is by default, and what else could be chosen (None: nothing)."""
+
+    function: ScheduleFunction
+    quality: Quality
+    tuning: Tuning | None = None
 
 
 def _linears(
-    isa: str, formats: Iterable[WeightFormat], function: ScheduleFunction, quality: Quality
+    isa: str,
+    formats: Iterable[WeightFormat],
+    function: ScheduleFunction,
+    quality: Quality,
+    tuning: Tuning | None = None,
 ) -> dict[KernelKey, Entry]:
-    return {_key(isa, weights, kind): (function, quality) for weights in formats for kind in KINDS}
+    return {_key(isa, weights, kind): Entry(function, quality, tuning) for weights in formats for kind in KINDS}
+
+
+def _integers(isa: str, function: dispatch.Schedule, quality: Quality) -> dict[KernelKey, Entry]:
+    """Linears on packed integers, whose kernels on every CPU have parameters."""
+    return _linears(isa, _INTEGERS, function, quality, linear_tuning.on_cpu(isa, function))
 
 
 def tensor_core_formats(architecture: Architecture) -> list[WeightFormat]:
@@ -137,17 +167,23 @@ _FLOATS = [weights for weights in WEIGHT_FORMATS if weights.activation_dtype == 
 _ROWS = [weights for weights in _FLOATS if weights.sparsity is None and weights.dtype.startswith("float")]
 
 KERNELS: dict[KernelKey, Entry] = {
-    **_linears("avx512vnni", _INTEGERS, linear_int8.avx512_schedule, "default"),
-    **_linears("avx2", _INTEGERS, linear_int8.avx2_schedule, "default"),
-    **_linears("neon_dotprod", _INTEGERS, linear_int8.neon_schedule, "default"),
-    **_linears("any", _INTEGERS, linear_int8.portable_schedule, "portable"),
+    **_integers("avx512vnni", linear_int8.avx512_schedule, "default"),
+    **_integers("avx2", linear_int8.avx2_schedule, "default"),
+    **_integers("neon_dotprod", linear_int8.neon_schedule, "default"),
+    **_integers("any", linear_int8.portable_schedule, "portable"),
     **_linears("any", [weights for weights in _FLOATS if weights not in _ROWS], linear_tiles.schedule, "portable"),
     # One schedule for every CPU: it takes the width of the target's vectors.
     **_linears("any", _ROWS, linear_rows.schedule, "default"),
     **{
         key: entry
         for name, architecture in ARCHITECTURES.items()
-        for key, entry in _linears(name, tensor_core_formats(architecture), cuda_linear.schedule, "default").items()
+        for key, entry in _linears(
+            name,
+            tensor_core_formats(architecture),
+            cuda_linear.schedule,
+            "default",
+            linear_tuning.on_tensor_cores(),
+        ).items()
     },
     **_linears(SIMT, _FLOATS, simt.schedule, "portable"),
 }
@@ -228,6 +264,21 @@ def weight_format(
     )
 
 
+def rival(weights: WeightFormat, target: Target | None) -> WeightFormat | None:
+    """Find the other one of 2:4 and dense, with the same numbers; None where there is no such format."""
+    weight_only = weights.dtype in ("int8", "int4") and weights.activation_dtype == "float32"
+    try:
+        return weight_format(
+            sparsity=None if weights.sparsity else "2:4",
+            dtype=weights.dtype,
+            group_size=weights.group_size,
+            activations="float" if weight_only else "int8",
+            target=target,
+        )
+    except UnsupportedSchemeError:
+        return None
+
+
 def _formats(target: Target | None) -> Iterator[WeightFormat]:
     """Formats that there are kernels for on a target; of those for one scheme the best first."""
     if target is None or target.kind.name != "cuda":
@@ -237,7 +288,7 @@ def _formats(target: Target | None) -> Iterator[WeightFormat]:
     yield from _FLOATS
 
 
-def schedule(func: PrimFunc, target: Target) -> tuple[PrimFunc, ScheduleChoice]:
+def schedule(func: PrimFunc, target: Target, plan: Plan | None = None) -> tuple[PrimFunc, ScheduleChoice]:
     """Schedule a function for a target.
 
     Parameters
@@ -246,6 +297,8 @@ def schedule(func: PrimFunc, target: Target) -> tuple[PrimFunc, ScheduleChoice]:
         A description (see `kernel_attr`), or any other TensorIR function.
     target
         What it will run on, of kind "llvm" or "cuda".
+    plan
+        For a linear that has a search space: parameters to use instead of the default's.
 
     Returns
     -------
@@ -262,29 +315,63 @@ def schedule(func: PrimFunc, target: Target) -> tuple[PrimFunc, ScheduleChoice]:
         alone = cuda_generic.SINGLE_THREAD in (scheduled.attrs or {})
         return scheduled, ScheduleChoice("generic", "single thread" if alone else "generic")
     if kernel["op"] == "linear":
-        name, function, quality = _linear_kernel(kernel, target)
-    else:
-        others = _CUDA_KERNELS if on_gpu else _CPU_KERNELS
-        if kernel["op"] not in others:
-            raise UnsupportedSchemeError(f"no kernel for {kernel['op']} on {target.kind.name}: it runs on CPUs only.")
-        name, function, quality = kernel["op"], others[kernel["op"]], "default"
-    return function(func, target), ScheduleChoice(name, quality)
+        name, entry = _linear_kernel(kernel, target)
+        if plan is None:
+            return entry.function(func, target), ScheduleChoice(name, entry.quality)
+        assert entry.tuning is not None, f"{name} has no parameters"
+        quality: Quality = "portable, tuned" if entry.quality == "portable" else "tuned"
+        return entry.tuning.schedule(func, target, _merged(plan)), ScheduleChoice(name, quality)
+    others = _CUDA_KERNELS if on_gpu else _CPU_KERNELS
+    if kernel["op"] not in others:
+        raise UnsupportedSchemeError(f"no kernel for {kernel['op']} on {target.kind.name}: it runs on CPUs only.")
+    return others[kernel["op"]](func, target), ScheduleChoice(kernel["op"], "default")
 
 
-def _linear_kernel(kernel: dict[str, Any], target: Target) -> tuple[str, ScheduleFunction, Quality]:
-    asked = (kernel["weight_format"], kernel.get("group_size"), kernel["activation_dtype"])
-    known = next(
-        candidate
-        for candidate in (*WEIGHT_FORMATS, *CUDA_FORMATS)
-        if asked == (candidate.name, candidate.group_size, candidate.activation_dtype)
-    )
+def space(workload: LinearWorkload, target: Target) -> list[Parameters]:
+    """List the parameters that a linear's kernel may have on a target, the default's first.
+
+    Empty for a kernel that has none, such as those on float32 activations.
+
+    Raises
+    ------
+    UnsupportedSchemeError
+        When there is no kernel for the workload on the target.
+    """
+    kernel = description(workload.func())
+    assert kernel is not None
+    _, entry = _linear_kernel(kernel, target)
+    return [] if entry.tuning is None else list(entry.tuning.points(kernel, target))
+
+
+def default_plan(func: PrimFunc, target: Target) -> Plan:
+    """Give the parameters that a linear with a search space has where nothing else is said."""
+    kernel = description(func)
+    assert kernel is not None
+    name, entry = _linear_kernel(kernel, target)
+    assert entry.tuning is not None, f"{name} has no parameters"
+    return entry.tuning.default(kernel, target)
+
+
+def schedule_point(workload: LinearWorkload, target: Target, point: Parameters) -> PrimFunc:
+    """Make the kernel of one candidate: a workload with one point of its space."""
+    return schedule(workload.func(), target, ((None, point),))[0]
+
+
+def _merged(plan: Plan) -> Plan:
+    """Let neighbours with equal parameters be one entry."""
+    nexts = [*(parameters for _, parameters in plan[1:]), None]
+    return tuple(entry for entry, following in zip(plan, nexts, strict=True) if entry[1] != following)
+
+
+def _linear_kernel(kernel: dict[str, Any], target: Target) -> tuple[str, Entry]:
+    known = format_of(kernel)
     kind: Kind = "gemv" if all(size == 1 for size in kernel["lead"]) else "gemm"
     isas = _isas(target)
+    arranged_for_it = known in _formats(target)
     for isa in isas:
         key = _key(isa, known, kind)
-        if key in KERNELS:
-            function, quality = KERNELS[key]
-            return f"{isa}.{known.label}.{kind}", function, quality
+        if arranged_for_it and key in KERNELS:
+            return f"{isa}.{known.label}.{kind}", KERNELS[key]
     raise UnsupportedSchemeError(
         f"no kernel for a {kind} with {known.label} weights on {target.kind.name} with {', '.join(isas)}."
     )

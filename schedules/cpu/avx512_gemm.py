@@ -96,8 +96,8 @@ class _Kernel:
                 first = let("first", m_group * group * tokens)
                 tiles = let("tiles", T.min(T.int64(group), m_tiles - m_group * group))
                 with loop("m", tiles * tokens) as m, loop("step", linear.steps) as step:
-                    # More rows than there are would be those of a tile that is larger than the padding.
-                    row = first + m if tokens <= TOKENS else T.min(first + m, M - 1)
+                    # More rows than there are would be those of a tile that the padding is no multiple of.
+                    row = first + m if TOKENS % tokens == 0 else T.min(first + m, M - 1)
                     signed = linear.xq.vload([row, step * STEP], f"int8x{STEP}")
                     store(x, [m, T.Ramp(step * STEP, 1, STEP)], signed ^ int8x64(SIGN))
                 pairs = share if self.pairs % share == 0 else T.min(T.int64(share), self.pairs - task * share)

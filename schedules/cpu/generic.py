@@ -59,7 +59,7 @@ def _scheduled(func: PrimFunc) -> PrimFunc:
     sch = Schedule(func, error_render_level="fast")
     root = sch.get_sblock("root")
     blocks = sch.get_child_blocks(root)
-    if not blocks or not all(_is_plain(sch.get(block)) for block in blocks):
+    if not blocks or not all(is_plain(sch.get(block)) for block in blocks):
         return func
     _inline(sch, root)
     partial_sums = [_split_sum(sch, block) for block in sch.get_child_blocks(root)]
@@ -77,7 +77,7 @@ def _scheduled(func: PrimFunc) -> PrimFunc:
     return sch.mod["main"]
 
 
-def _is_plain(block: SBlock) -> bool:
+def is_plain(block: SBlock) -> bool:
     """Whether a block writes one element from loops over spatial and reduction axes."""
     return isinstance(block.body, BufferStore) and all(
         axis.iter_type in (_SPATIAL, _REDUCE) for axis in block.iter_vars

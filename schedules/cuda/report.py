@@ -13,8 +13,10 @@ from tvm.target import Target
 from hwpq_tvm.errors import UnsupportedSchemeError
 from hwpq_tvm.schedules.cuda.devices import reference_device
 from hwpq_tvm.schedules.cuda.space import LARGE, best, choice, default
+from hwpq_tvm.schedules.cuda.space import Parameters as CudaParameters
 from hwpq_tvm.schedules.cuda.work import Linear
 from hwpq_tvm.schedules.layouts.mma import by_source, padded_rows
+from hwpq_tvm.schedules.parameters import Plan
 
 # Weight formats that are compared, each with the group size that a scheme has if it says none.
 RIVALS: tuple[tuple[str, int | None], ...] = tuple(
@@ -54,7 +56,7 @@ def predicted_times(N: int, K: int, target: Target, tokens: int) -> dict[str, fl
     return dict(sorted(times.items(), key=lambda item: item[1]))
 
 
-def predicted(kernel: Mapping[str, Any], target: Target) -> dict[str, Any]:
+def predicted(kernel: Mapping[str, Any], target: Target, plan: Plan | None = None) -> dict[str, Any]:
     """Report the kernels of a linear as a JSON value.
 
     Parameters
@@ -63,21 +65,26 @@ def predicted(kernel: Mapping[str, Any], target: Target) -> dict[str, Any]:
         Its description, as `kernel_attr.description` gives it.
     target
         What it is built for.
+    plan
+        Parameters by which tuning records have it made; None for the default's.
 
     Returns
     -------
     dict
-        ``device`` (whose datasheet the times are predicted with), ``kernels`` (for each range of tokens ``max_tokens``,
-        None for any number, ``kernel``, ``parameters``, ``predicted_us``, ``bound`` and ``why``, a line), and
+        ``device`` (whose datasheet the times are predicted with), ``kernels`` (for each range of tokens whose kernel
+        fits that device by the model's count ``max_tokens``, None for any number, ``kernel``, ``parameters``,
+        ``predicted_us``, ``bound`` and ``why``, a line), and
         ``predicted_us_by_format`` (tokens -> label -> microseconds).
     """
     linear, device = Linear.of(kernel), reference_device(target)
     known = None if -1 in kernel["lead"] else prod(kernel["lead"])
     kernels = []
-    for most, parameters in default(kernel, target):
+    for most, parameters in default(kernel, target) if plan is None else plan:
+        assert isinstance(parameters, CudaParameters), f"{parameters} is for CPUs"
         tokens = known or most or LARGE
         found = choice(linear, device, tokens, parameters)
-        assert found is not None
+        if found is None:
+            continue
         kernels.append(
             {
                 "max_tokens": most if known is None else known,

@@ -1,12 +1,16 @@
 import itertools
 
 import pytest
+import tvm
+import tvm_ffi
 
 from hwpq_tvm.errors import ConfigError, UnsupportedSchemeError
 from hwpq_tvm.schedules import registry
 from hwpq_tvm.schedules.compress import contribution
-from hwpq_tvm.schedules.cuda.architectures import ARCHITECTURES
+from hwpq_tvm.schedules.cpu.linear_space import GemmParameters
+from hwpq_tvm.schedules.cuda.architectures import ARCHITECTURES, architecture_of
 from hwpq_tvm.schedules.kernel_attr import KERNEL_ATTR, describe, description
+from hwpq_tvm.schedules.linear_workload import LinearWorkload
 from hwpq_tvm.schedules.weight_formats import WEIGHT_FORMATS
 from hwpq_tvm.scheme import DTYPES, GROUP_SIZES, METRICS, WHOLE_CHANNEL, LayerScheme
 from hwpq_tvm.targets import cpu_features, resolve_target
@@ -122,6 +126,60 @@ def test_a_group_size_has_a_kernel_of_its_own() -> None:
     assert description(func)["group_size"] == 64
     _, choice = registry.schedule(func, reference.AVX2)
     assert choice == registry.ScheduleChoice("avx2.sparse24_int8.g64.gemm", "default")
+
+
+@pytest.mark.parametrize("word", ["cpu:x86-64-v4-vnni", "cpu:x86-64-v3", "cpu:aarch64", "cpu:x86-64", "cuda:sm_89"])
+@pytest.mark.parametrize("tokens", [1, 4, 64])
+def test_the_default_is_the_first_point_of_the_space(word: str, tokens: int) -> None:
+    target = resolve_target(word, threads=2)
+    weights = registry.weight_format(sparsity=None, dtype="int4", group_size=32, target=target)
+    workload = LinearWorkload.of(weights.linear((1, tokens), 128, 512))
+    points = registry.space(workload, target)
+    assert len(points) == len(set(points)) > 1
+    by_default, choice = registry.schedule(workload.func(), target)
+    tvm.ir.assert_structural_equal(registry.schedule_point(workload, target, points[0]), by_default)
+    tuned, again = registry.schedule(workload.func(), target, ((None, points[-1]),))
+    assert not tvm_ffi.structural_equal(tuned.body, by_default.body)
+    tuned_as = {"default": "tuned", "portable": "portable, tuned"}
+    assert again == registry.ScheduleChoice(choice.kernel, tuned_as[choice.schedule])
+
+
+def test_a_kernel_without_parameters_has_no_space() -> None:
+    for sparsity, dtype in ((None, "float16"), ("2:4", "float16"), (None, "float32")):
+        func = registry.weight_format(sparsity=sparsity, dtype=dtype).linear((1, 4), 64, 256)
+        for target in (reference.AVX2, resolve_target("cuda:sm_80", threads=2)):
+            assert registry.space(LinearWorkload.of(func), target) == []
+        with pytest.raises(AssertionError, match="no parameters"):
+            registry.schedule(func, reference.AVX2, ((None, GemmParameters(8, 1, 4, 0)),))
+    on_gpu = registry.weight_format(sparsity="2:4", dtype="int8", target=resolve_target("cuda:sm_80"))
+    with pytest.raises(UnsupportedSchemeError, match="no kernel for a gemm with mma_sparse24_int8"):
+        registry.space(LinearWorkload.of(on_gpu.linear((1, 4), 64, 256)), reference.AVX2)
+
+
+def test_ranges_with_equal_parameters_are_one() -> None:
+    func = registry.weight_format(sparsity="2:4", dtype="int8").linear((1, "seq_len"), 64, 256)
+    few, many = GemmParameters(4, 1, 4, 0), GemmParameters(8, 1, 4, 0)
+    for plan, same in (
+        (((4, few), (16, few), (64, few), (None, few)), ((None, few),)),
+        (((4, few), (16, many), (64, many), (None, few)), ((4, few), (64, many), (None, few))),
+    ):
+        found, expected = (registry.schedule(func, reference.AVX2, each)[0] for each in (plan, same))
+        tvm.ir.assert_structural_equal(found, expected)
+
+
+@pytest.mark.parametrize("word", ["cpu", "cuda:sm_80", "cuda:sm_89"])
+def test_every_2_4_format_has_a_dense_rival_with_the_same_numbers(word: str) -> None:
+    target = resolve_target(word, threads=2)
+    on_gpu = target.kind.name == "cuda"
+    for weights in registry.tensor_core_formats(architecture_of(target)) if on_gpu else WEIGHT_FORMATS:
+        other = registry.rival(weights, target)
+        if not weights.packs:
+            assert other is None
+            continue
+        assert other is not None and (other.sparsity is None) == (weights.sparsity == "2:4")
+        same = [(each.dtype, each.group_size, each.activation_dtype) for each in (weights, other)]
+        assert same[0] == same[1]
+        assert registry.rival(other, target) == weights
 
 
 def test_whatever_a_scheme_may_ask_for_has_a_format():

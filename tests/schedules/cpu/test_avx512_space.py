@@ -26,7 +26,7 @@ def space(label: str, M: int | str, N: int, K: int, threads: int = 2) -> list[Li
     return linear_space.space(fields, cores(threads), "avx512vnni")
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_any_point_gives_the_product(data: st.DataObject) -> None:
     reference.skip_unless_native(reference.AVX512)

@@ -174,3 +174,17 @@ def test_what_a_report_says() -> None:
     ((one,),) = [predicted(kernel("mma_dense_int8", (1, 3), 576, 1536), TARGETS["sm_86"])["kernels"]]
     assert (one["max_tokens"], one["kernel"]) == (3, "gemv")
     assert "at 3 tokens" in one["why"]
+
+
+def test_a_report_on_kernels_by_records_is_on_their_parameters() -> None:
+    described = kernel("mma_dense_int8", (1, "seq_len"), 576, 1536)
+    device = reference_device(TARGETS["sm_86"])
+    too_large = MmaParameters(8, 4, 256, stages=8, steps_per_stage=8)
+    plan = ((4, GemvParameters(1, 1, 1)), (16, too_large), (None, MmaParameters(2, 1, 8, stages=2)))
+    value = predicted(described, TARGETS["sm_86"], plan)
+    assert [each["max_tokens"] for each in value["kernels"]] == [4, None]
+    for each, (most, parameters) in zip(value["kernels"], (plan[0], plan[2]), strict=True):
+        found = spaces.choice(Linear.of(described), device, most or spaces.LARGE, parameters)
+        assert found is not None
+        assert each["parameters"] == found.prediction.work.kernel
+        assert each["predicted_us"] == round(found.prediction.microseconds, 2)
