@@ -25,7 +25,7 @@ EMULATORS := $(shell $(PYTHON) -c "import platform as p, sys; \
 # NVIDIA's compiler comes as packages for Linux only. Where it is among them, tests that need it fail rather than skip.
 CUDA := $(shell $(PYTHON) -c "import platform as p; print(1 if (p.system(), p.machine()) == ('Linux', 'x86_64') else '')")
 COMMA := ,
-TEST_EXTRAS := test$(if $(CUDA),$(COMMA)cuda)
+TEST_EXTRAS := test,tune,plots$(if $(CUDA),$(COMMA)cuda)
 
 # mypy runs away from the sources, which lack the folders that are installed inside the package.
 test: $(VENV)/.package $(VENV)/.model $(VENV)/.test

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .errors import HwpqError as HwpqError
     from .runtime.artifact import load as load
     from .runtime.compiled_model import CompiledModel as CompiledModel
+    from .tuning.autotune import tune as tune
 
 check_versions()
 
@@ -28,9 +29,10 @@ _PUBLIC = {
     "LayerScheme": "config",
     "build": "compiler",
     "load": "runtime.artifact",
+    "tune": "tuning.autotune",
 }
 
-__all__ = ["Calibration", "CompiledModel", "HWPQConfig", "HwpqError", "LayerScheme", "build", "load"]
+__all__ = ["Calibration", "CompiledModel", "HWPQConfig", "HwpqError", "LayerScheme", "build", "load", "tune"]
 
 
 def __getattr__(name: str) -> Any:

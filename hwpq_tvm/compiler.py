@@ -19,7 +19,7 @@ from .cuda_toolkit import Fatbin, find_compiler
 from .errors import ConfigError, ImportModelError
 from .finished_layers import FinishedLayers, fingerprint
 from .importers import ImportedModel, import_model
-from .layer_report import build_report, plan_report
+from .layer_report import build_report, plan_report, tuning_report
 from .memory import default_memory_budget
 from .relax_passes.compress_linears import CompressLinears
 from .relax_passes.packing import arranged, packing_groups
@@ -29,6 +29,7 @@ from .runtime.compiled_model import CompiledModel
 from .runtime.manifest import EntrySpec, GenerationSpec, Manifest, TensorSpec
 from .stages import compress_model
 from .targets import check_native, cpu_features, cpu_part, resolve_target
+from .tuning.logs import find_records
 
 
 def build(
@@ -40,6 +41,7 @@ def build(
     max_batch: int = 1,
     max_seq_len: int = 2048,
     threads: int | None = None,
+    tuning_logs: "str | Path | None" = None,
     work_dir: "str | Path | None" = None,
     resume: bool = False,
     memory_budget: int | None = None,
@@ -68,6 +70,10 @@ def build(
         Tokens, prompt and answer together, that the KV cache holds.
     threads
         Threads that calibration, compression and the compiled model run with; by default every core of this machine.
+    tuning_logs
+        Folder that `tune` wrote (or one of such folders): its records choose kernels, and between 2:4 and dense where a
+        scheme has `sparsity="auto"`. Records that ship with the package are looked up as well: of several for a kernel
+        the one with more evidence counts, then the faster one. What was not used is in the report.
     work_dir
         Folder that keeps each layer (in `layers`) as soon as it is compressed, to be removed by whoever named it, and
         the compiled library while the model lives; by default layers are kept in memory only, and the library among the
@@ -104,6 +110,7 @@ def build(
     check_native(resolved)
     if resolved.kind.name == "cuda":
         find_compiler()
+    records = find_records(resolved, None if tuning_logs is None else Path(tuning_logs))
 
     # 1. import: the model as Relax, weights as parameters that are read when they are needed.
     with clock("import"):
@@ -115,7 +122,12 @@ def build(
     # 2. plan: one scheme per linear. What can fail fails here, before any work on weights.
     with clock("plan"):
         planned = make_plan(
-            imported.module, imported.entries, config, calibrated=calibration is not None, target=resolved
+            imported.module,
+            imported.entries,
+            config,
+            calibrated=calibration is not None,
+            target=resolved,
+            records=records,
         )
         calibrates = calibration is not None and planned.needs_calibration
         windows = calibration_windows(calibration, imported) if calibrates else None
@@ -149,11 +161,11 @@ def build(
         # A folder of its own, which lives as long as the model that runs from it: no build overwrites another's code.
         temporary = tempfile.TemporaryDirectory(prefix="hwpq-build-", dir=folder)
         library = Path(temporary.name) / "model.so"
-        compiled = compile_module(mod, resolved, library, dump=dump)
+        compiled = compile_module(mod, resolved, library, records=records, dump=dump)
 
     manifest = _manifest(mod, resolved, config, imported, weights, compiled.device_code)
     report = build_report(
-        planned, mod, imported, compressed, compiled.choices, resolved, calibrated, weights, clock.seconds
+        planned, mod, imported, compressed, compiled.choices, resolved, calibrated, weights, clock.seconds, records
     )
     if manifest.generation is not None:
         report["model"]["kv_cache_bytes"] = manifest.generation.kv_cache_bytes
@@ -170,19 +182,31 @@ def plan(
     calibration: "Calibration | str | Path | Sequence[Any] | np.ndarray | None" = "default",
     max_batch: int = 1,
     max_seq_len: int = 2048,
+    threads: int | None = None,
+    tuning_logs: "str | Path | None" = None,
 ) -> dict[str, Any]:
     """What `build` would do with each layer, found without compressing or compiling anything.
+
+    The parameters are those of `build`.
 
     Returns
     -------
     dict
         A report as of `CompiledModel.report`, without what only a build can measure.
     """
-    resolved = resolve_target(target)
+    resolved = resolve_target(target, threads=threads)
     config = config or HWPQConfig()
+    records = find_records(resolved, None if tuning_logs is None else Path(tuning_logs))
     imported = import_model(model, max_batch=max_batch, max_seq_len=max_seq_len, kv_cache_dtype=config.kv_cache_dtype)
-    planned = make_plan(imported.module, imported.entries, config, calibrated=calibration is not None, target=resolved)
-    return plan_report(planned, imported)
+    planned = make_plan(
+        imported.module,
+        imported.entries,
+        config,
+        calibrated=calibration is not None,
+        target=resolved,
+        records=records,
+    )
+    return plan_report(planned, imported) | {"tuning": tuning_report(records, {})}
 
 
 class _Clock:

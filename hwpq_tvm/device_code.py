@@ -10,7 +10,7 @@ TVM's `src/target/codegen.cc` (`PackImportsToBytes`), `src/backend/cuda/runtime/
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,23 +93,49 @@ def build_library(mod: tvm.IRModule, target: tvm.target.Target, library: Path) -
     """
     with _LOCK, _source_only():
         executable = relax.build(mod, target, relax_pipeline=None)
-    if target.kind.name != "cuda":
-        executable.export_library(str(library))
+    fatbin = _export(executable, target, library)
+    if fatbin is None:
         return None
+    kernels = [function for function in mod.functions.values() if isinstance(function, tirx.PrimFunc)]
+    return replace(fatbin, dynamic_shared_bytes=max(map(dynamic_shared_bytes, kernels), default=0))
+
+
+def build_kernel(
+    func: tirx.PrimFunc, target: tvm.target.Target, library: Path, *, linker: Callable[..., None] | None = None
+) -> None:
+    """Compile one scheduled function and write a shared library that exports it as `main`.
+
+    Parameters
+    ----------
+    func, target
+        What is compiled, and for what.
+    library
+        Where it is written; a `.tar` gets the objects that would be linked.
+    linker
+        As TVM's `export_library` takes it; by default the C++ compiler of this machine.
+
+    Raises
+    ------
+    DependencyError
+        When the target is a GPU and nvcc is missing.
+    """
+    with _LOCK, _source_only():
+        executable = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target=target)
+    _export(executable, target, library, fcompile=linker)
+
+
+def _export(executable: Any, target: tvm.target.Target, library: Path, **options: Any) -> Fatbin | None:
+    """Write the library of an executable; the device code that it holds."""
     # Before the export: errors in what TVM calls back lose their type.
-    sources = _sources(executable.mod)
+    sources = _sources(executable.mod) if target.kind.name == "cuda" else []
     if not sources:
-        executable.export_library(str(library))
+        executable.export_library(str(library), **options)
         return None
     if len(sources) > 1:
         raise RuntimeError(f"TVM made {len(sources)} CUDA modules of one target: expected one.")
-    kernels = [function for function in mod.functions.values() if isinstance(function, tirx.PrimFunc)]
-    fatbin = replace(
-        compile_fatbin(sources[0], str(target.attrs["arch"])),
-        dynamic_shared_bytes=max(map(dynamic_shared_bytes, kernels), default=0),
-    )
+    fatbin = compile_fatbin(sources[0], str(target.attrs["arch"]))
     with _LOCK, _cuda_code(fatbin):
-        executable.export_library(str(library))
+        executable.export_library(str(library), **options)
     return fatbin
 
 

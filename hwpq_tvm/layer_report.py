@@ -1,5 +1,6 @@
 """The report of a build: for every layer what was done and what it cost, as a JSON value."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,14 @@ from tvm import relax, tirx
 
 from .importers import ImportedModel
 from .layer_statistics import LayerStatistics, layer_statistics
+from .relax_passes.choose_sparsity import Times
 from .relax_passes.linears import bindings
 from .relax_passes.packing import packed_name, packing_groups
 from .relax_passes.plan import LinearPlan, Plan
 from .schedules.cuda.report import predicted
 from .schedules.kernel_attr import description
 from .schedules.layouts import mma
+from .schedules.records import TuningRecords
 from .schedules.registry import ScheduleChoice
 from .stages import CalibrationSummary
 
@@ -25,7 +28,7 @@ DAMAGING_ERROR = 0.15
 
 def plan_report(plan: Plan, imported: ImportedModel) -> dict[str, Any]:
     """Report of a plan: everything that is known before any weight is read."""
-    layers = [_layer(layer) for layer in plan.layers]
+    layers = [_layer(layer, plan.rivals.get(layer.weight, {})) for layer in plan.layers]
     weights = sum(layer.N * layer.K for layer in plan.layers)
     bits = sum(layer.format.bits_per_weight(layer.N, layer.K) * layer.N * layer.K for layer in plan.layers)
     metadata = imported.metadata
@@ -53,6 +56,7 @@ def build_report(
     calibrated: CalibrationSummary,
     weights: Mapping[str, np.ndarray],
     seconds: Mapping[str, float],
+    records: TuningRecords,
 ) -> dict[str, Any]:
     """Report of a build.
 
@@ -76,15 +80,17 @@ def build_report(
         The parameters of the compiled model.
     seconds
         Time of each phase.
+    records
+        Tuning records that kernels were chosen by.
 
     Returns
     -------
     dict
-        `layers`, `model`, `calibration`, `seconds`, `warnings`.
+        `layers`, `model`, `calibration`, `tuning`, `seconds`, `warnings`.
     """
     report = plan_report(plan, imported)
     kernels = _kernels(mod, imported.entries)
-    predictions = {name: _predicted(mod[name], target) for each in kernels.values() for name in each.values()}
+    predictions = {name: _predicted(mod[name], target, records) for each in kernels.values() for name in each.values()}
     parameters = {
         layer.weight: packed_name(group) + ".weight" for group in packing_groups(plan) for layer in group.members
     }
@@ -95,6 +101,7 @@ def build_report(
             assert name in choices, f"kernel {name} of {layer.name} was not scheduled"
         entry["kernel"] = {phase: choices[name].kernel for phase, name in called.items()}
         entry["schedule"] = {phase: choices[name].schedule for phase, name in called.items()}
+        entry["record"] = {phase: choices[name].record for phase, name in called.items() if choices[name].record}
         entry["predicted"] = {phase: predictions[name] for phase, name in called.items() if predictions[name]}
         if (found := layer_statistics(layer, compressed, calibrated=layer.name in calibrated.observed)) is not None:
             statistics[layer.name] = found
@@ -109,6 +116,7 @@ def build_report(
         "peak_bytes": calibrated.peak_bytes,
     }
     report["resumed_groups"] = calibrated.resumed
+    report["tuning"] = tuning_report(records, choices)
     report["seconds"] = dict(seconds)
     report["warnings"] += _damage(plan, statistics, calibrated=bool(calibrated.tokens))
     report["warnings"] += _portable(report["layers"], target)
@@ -117,9 +125,34 @@ def build_report(
     return report
 
 
-def _layer(layer: LinearPlan) -> dict[str, Any]:
+def tuning_report(records: TuningRecords, choices: Mapping[str, ScheduleChoice]) -> dict[str, Any]:
+    """Report what became of tuning records as a JSON value.
+
+    Parameters
+    ----------
+    records
+        Those that were looked up.
+    choices
+        Kernel and schedule of each TensorIR function.
+
+    Returns
+    -------
+    dict
+        ``kernels`` (how many were made by records), ``records`` (the records, each once) and ``ignored`` (which were
+        found and not used, and why).
+    """
+    used = [choice.record for choice in choices.values() if choice.record is not None]
+    return {"kernels": len(used), "records": sorted(set(used)), "ignored": list(records.notes)}
+
+
+def _layer(layer: LinearPlan, rivals: Times) -> dict[str, Any]:
+    """Report of a layer; `rivals` are times of its kernel in both formats, in seconds."""
     pruned = layer.scheme.sparsity is not None
-    stored_dense = pruned and layer.format.sparsity is None
+    warnings = []
+    if pruned and layer.format.sparsity is None:
+        warnings.append(f"{layer.scheme.sparsity} is stored dense: it saves nothing at run time")
+    if slower := _slower(layer, rivals):
+        warnings.append(f"2:4 does not pay at M = {', '.join(map(str, slower))}")
     return {
         "name": layer.name,
         "shape": [layer.N, layer.K],
@@ -128,7 +161,12 @@ def _layer(layer: LinearPlan) -> dict[str, Any]:
         "reconstruct": layer.scheme.reconstruct if pruned else None,
         "kernel": None,
         "schedule": None,
+        "record": {},
         "predicted": {},
+        "rivals": {
+            str(tokens): {label: round(1e6 * seconds, 2) for label, seconds in times.items()}
+            for tokens, times in rivals.items()
+        },
         "bits_per_weight": layer.format.bits_per_weight(layer.N, layer.K),
         "relative_error": None,
         "relative_error_of": None,
@@ -136,8 +174,19 @@ def _layer(layer: LinearPlan) -> dict[str, Any]:
         "zeros": None,
         "seconds": None,
         "skipped": layer.reason,
-        "warnings": [f"{layer.scheme.sparsity} is stored dense: it saves nothing at run time"] if stored_dense else [],
+        "chosen": layer.chosen,
+        "warnings": warnings,
     }
+
+
+def _slower(layer: LinearPlan, rivals: Times) -> list[int]:
+    """Numbers of tokens at which a 2:4 layer takes as long as dense, or longer."""
+    own = layer.format.source.label
+    return [
+        tokens
+        for tokens, times in rivals.items()
+        if layer.format.sparsity and times[own] >= min(time for label, time in times.items() if label != own)
+    ]
 
 
 def _warnings(plan: Plan) -> list[str]:
@@ -145,6 +194,13 @@ def _warnings(plan: Plan) -> list[str]:
     found = []
     if any(layer.scheme.metric == "magnitude" and layer.scheme.reconstruct != "iht" for layer in pruned):
         found.append("pruned by magnitude, which costs far more accuracy than obd_diag with calibration")
+    slower = Counter(tuple(_slower(layer, plan.rivals.get(layer.weight, {}))) for layer in plan.linears)
+    where = [f"{count} layers at M = {', '.join(map(str, tokens))}" for tokens, count in slower.items() if tokens]
+    if where:
+        found.append(
+            f"2:4 takes as long as dense or longer, as measured: {'; '.join(where)}; M is tokens at once, and "
+            'sparsity="auto" chooses by the time of a whole request'
+        )
     return found
 
 
@@ -172,7 +228,7 @@ def _damage(plan: Plan, statistics: Mapping[str, LayerStatistics], *, calibrated
 
 def _portable(layers: Sequence[Mapping[str, Any]], target: tvm.target.Target) -> list[str]:
     """Say when layers run on kernels that are written for no kind of CPU, or not for the tensor cores of a GPU."""
-    count = sum("portable" in layer["schedule"].values() for layer in layers)
+    count = sum(any("portable" in each for each in layer["schedule"].values()) for layer in layers)
     if not count:
         return []
     lacks = "uses tensor cores" if target.kind.name == "cuda" else "is written for the CPU of this target"
@@ -199,9 +255,12 @@ def _kernels(mod: tvm.IRModule, entries: tuple[str, ...]) -> dict[str, dict[str,
     return found
 
 
-def _predicted(func: tirx.PrimFunc, target: tvm.target.Target) -> dict[str, Any] | None:
+def _predicted(func: tirx.PrimFunc, target: tvm.target.Target, records: TuningRecords) -> dict[str, Any] | None:
     """What is predicted of a linear on tensor cores; None for any other kernel."""
     fields = description(func)
     if target.kind.name != "cuda" or fields is None or fields.get("weight_format") not in mma.LAYOUTS:
         return None
-    return predicted(fields, target) if fields["op"] == "linear" else None
+    if fields["op"] != "linear":
+        return None
+    found = records.plan(func, target)
+    return predicted(fields, target, None if found is None else found[0])

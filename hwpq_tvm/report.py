@@ -15,7 +15,12 @@ def layer_table(report: Mapping[str, Any]) -> Table:
     for heading in ("N x K", "bits/weight", "rel. error", "SQNR dB", "zeros", "s"):
         table.add_column(heading, justify="right", overflow="fold")
     has_predictions = any(layer.get("predicted") for layer in layers)
-    for heading in ("scheme", "kernel", *(["predicted, bound by"] if has_predictions else []), "note"):
+    has_rivals = any(layer.get("rivals") for layer in layers)
+    optional = [
+        *(["predicted, bound by"] if has_predictions else []),
+        *(["measured us, 2:4 | dense"] if has_rivals else []),
+    ]
+    for heading in ("scheme", "kernel", *optional, "note"):
         table.add_column(heading, overflow="fold")
     for layer in layers:
         cells = (
@@ -29,7 +34,8 @@ def layer_table(report: Mapping[str, Any]) -> Table:
             _scheme(layer),
             _kernels(layer),
             *([_predictions(layer)] if has_predictions else []),
-            "; ".join([*filter(None, [layer.get("skipped")]), *(layer.get("warnings") or ())]),
+            *([_rivals(layer)] if has_rivals else []),
+            "; ".join([*filter(None, [layer.get("skipped"), layer.get("chosen")]), *(layer.get("warnings") or ())]),
         )
         table.add_row(*map(escape, cells))  # patterns of a configuration have brackets, which rich would read
     return table
@@ -60,6 +66,7 @@ def model_lines(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"resumed: {report['resumed_groups']} groups of layers were taken from the build that was stopped")
     if report.get("reconstruction"):
         lines.append(f"reconstruction: {report['reconstruction']}")
+    lines += _tuning(report.get("tuning") or {})
     if seconds := report.get("seconds"):
         phases = ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
         lines.append(f"seconds: {sum(seconds.values()):.1f} ({phases})")
@@ -72,6 +79,17 @@ def model_lines(report: Mapping[str, Any]) -> list[str]:
     lines += [_device_code(report["device_code"])] if report.get("device_code") else []
     lines += [f"warning: {warning}" for warning in report.get("warnings") or ()]
     return lines
+
+
+def _tuning(tuning: Mapping[str, Any]) -> list[str]:
+    """Which tuning records were used and which were not."""
+    lines, ignored = [], tuning.get("ignored") or ()
+    if tuning.get("kernels"):
+        folders = dict.fromkeys(record.partition(":")[0] for record in tuning["records"])
+        lines.append(f"tuning: {tuning['kernels']} kernels by records of {', '.join(folders)}")
+        # Records for several numbers of threads lie side by side: of no interest where there are some for the target.
+        ignored = [note for note in ignored if "where the target has" not in note]
+    return [*lines, *(f"tuning: {note}" for note in ignored)]
 
 
 def _device_code(code: Mapping[str, Any]) -> str:
@@ -109,13 +127,29 @@ def _kernels(layer: Mapping[str, Any]) -> str:
     if not isinstance(kernels, Mapping):
         return f"{kernels} ({schedules})" if kernels else ""
     schedules = schedules if isinstance(schedules, Mapping) else dict.fromkeys(kernels, schedules)
-    return ", ".join(dict.fromkeys(f"{kernels[entry]} ({schedules.get(entry)})" for entry in kernels))
+    records = layer.get("record") or {}
+    origins = {
+        entry: f"{schedules.get(entry)} by {records[entry]}" if entry in records else schedules.get(entry)
+        for entry in kernels
+    }
+    return ", ".join(dict.fromkeys(f"{kernels[entry]} ({origins[entry]})" for entry in kernels))
+
+
+def _rivals(layer: Mapping[str, Any]) -> str:
+    """Times of a layer's kernel in both formats, for each number of tokens."""
+    times = [
+        f"{tokens}: " + " | ".join(f"{time:.1f}" for time in each.values())
+        for tokens, each in (layer.get("rivals") or {}).items()
+    ]
+    return "M = " + ", ".join(times) if times else ""
 
 
 def _predictions(layer: Mapping[str, Any]) -> str:
     """Kernels of a layer on a GPU with their predicted times, and what each time is bound by."""
     entries = []
     for entry, predicted in (layer.get("predicted") or {}).items():
+        if not predicted["kernels"]:
+            continue
         kernels = [f"{each['kernel']} {each['predicted_us']:.1f} us ({each['bound']})" for each in predicted["kernels"]]
         if len(kernels) > 1:
             ranges = [

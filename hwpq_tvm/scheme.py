@@ -16,6 +16,8 @@ METRICS: tuple[str, ...] = get_args(Metric)
 RECONSTRUCTIONS: tuple[str, ...] = get_args(Reconstruction)
 GROUP_SIZES = (32, 64, 128)
 WHOLE_CHANNEL = -1
+# Sparsity that the plan chooses: 2:4 or none.
+AUTO = "auto"
 
 # dtype -> group size where none is asked for.
 _DEFAULT_GROUP_SIZE = {"int4": 64}
@@ -37,6 +39,7 @@ class LayerScheme:
         `"2:4"` keeps the two weights with the larger contribution of every four consecutive in_features; any other
         `"N:M"` likewise; a number between 0 and 1 is the share of weights that unstructured pruning removes from each
         row; None is dense. Only 2:4 has a packed sparse format: the others are stored dense, zeros included.
+        `"auto"` is 2:4 or dense, whichever tuning records say is faster on the target (see `hwpq tune`).
     dtype
         `"int8"`, `"int4"`, `"float8_e4m3fn"` (all symmetric, with scales), `"float16"`, or `"float32"`, which leaves
         the weight as it is.
@@ -91,10 +94,10 @@ class LayerScheme:
             rules = ("ewma", "ewma_sequential")
             if not 0 < self.sparsity < 1:
                 raise ConfigError(f"sparsity={self.sparsity}: expected a share between 0 and 1, or None for dense.")
-        elif self.sparsity is not None and not self.kept_of_group:
+        elif self.sparsity not in (None, AUTO) and not self.kept_of_group:
             raise ConfigError(
                 f'sparsity={self.sparsity!r}: expected "2:4", another "N:M" with 0 < N < M <= 64, a number such as '
-                "0.5, or None."
+                '0.5, "auto" (2:4 or dense, by time), or None.'
             )
         if self.sparsity is not None and self.dtype == "float32":
             raise ConfigError(

@@ -1,6 +1,6 @@
 """Finds the linear layers and embedding look-ups of a Relax function by what they are: operator and operands."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import tvm
@@ -92,6 +92,15 @@ def find_linears(function: relax.Function) -> list[LinearCall]:
         if axes is None or [int(axis) % 2 for axis in axes] == [1, 0]:
             found.append(LinearCall(binding.var, activation, weight))
     return found
+
+
+def inputs_of_weights(calls: Iterable[LinearCall]) -> dict[str, relax.Expr | str]:
+    """What each weight is multiplied with: its input, or its own name where it has several, so that it stays alone."""
+    inputs: dict[str, relax.Expr | str] = {}
+    for call in calls:
+        name = call.weight.name
+        inputs[name] = name if name in inputs else call.activation
+    return inputs
 
 
 def find_embeddings(function: relax.Function) -> list[EmbeddingCall]:

@@ -6,9 +6,8 @@ An analysis: reads the float module and the configuration, changes nothing, read
 import difflib
 import functools
 import re
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import tvm
@@ -19,15 +18,24 @@ from hwpq_tvm.cpu import host_cores
 from hwpq_tvm.errors import ConfigError, PlanError
 from hwpq_tvm.schedules import registry
 from hwpq_tvm.schedules.compress.selection import Ewma, EwmaSequential, NOfM, Selection
+from hwpq_tvm.schedules.records import TuningRecords
+from hwpq_tvm.scheme import AUTO
 
-from .linears import EmbeddingCall, LinearCall, find_embeddings, find_linears, layer_name, output_projections
+from .choose_sparsity import FindFormat, Kernel, SparsityChoice, choose_sparsities, measured_times, runs_of_weights
+from .linears import (
+    EmbeddingCall,
+    LinearCall,
+    find_embeddings,
+    find_linears,
+    inputs_of_weights,
+    layer_name,
+    output_projections,
+)
 from .reconstruct import predicted_seconds
 
 # `reconstruct="auto"` adjusts the kept weights while that is predicted to take no longer than this, for all layers.
 AUTO_SECONDS = 600
 _LEAVE = LayerScheme(sparsity=None, dtype="float32")
-
-FindFormat = Callable[[LayerScheme], registry.WeightFormat]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,8 @@ class LinearPlan:
         Packed format of the weight.
     reason
         Why the scheme is not the configured one; None where it is.
+    chosen
+        On what ground it is 2:4 or dense, where the configuration left that open; None where it did not.
     """
 
     weight: str
@@ -52,6 +62,7 @@ class LinearPlan:
     scheme: LayerScheme
     format: registry.WeightFormat
     reason: str | None = None
+    chosen: str | None = None
 
     @property
     def name(self) -> str:
@@ -133,11 +144,15 @@ class Plan:
         head's own; an untied one has a plan of its own.
     reconstruction
         What `reconstruct="auto"` came to, and why; None where nothing asked for it.
+    rivals
+        Weight -> number of tokens -> label of a format -> measured seconds of the kernel that the layer is part of, in
+        2:4 and dense, where there are tuning records of both.
     """
 
     groups: tuple[LinearGroup, ...]
     embeddings: tuple[LinearPlan, ...] = ()
     reconstruction: str | None = None
+    rivals: Mapping[str, Mapping[int, Mapping[str, float]]] = field(default_factory=dict, hash=False)
 
     @property
     def linears(self) -> tuple[LinearPlan, ...]:
@@ -164,6 +179,7 @@ def make_plan(
     *,
     calibrated: bool,
     target: tvm.target.Target | None = None,
+    records: TuningRecords | None = None,
 ) -> Plan:
     """Give every linear of `module` a scheme.
 
@@ -179,6 +195,8 @@ def make_plan(
         Whether sums of squared inputs will be there; without them every metric falls back to `magnitude`.
     target
         What the model will run on, which decides about formats; None is any CPU.
+    records
+        Tuning records for the target: what they say of times decides where a scheme leaves 2:4 or dense open.
 
     Returns
     -------
@@ -205,6 +223,13 @@ def make_plan(
     _check_patterns(config, [layer_name(call.weight.name) for call in first])
 
     find_format = functools.partial(_format, config=config, target=target)
+    records = records or TuningRecords.empty()
+    runs = runs_of_weights(zip(functions, calls.values(), strict=True))
+    asked = {
+        name: config.scheme(layer_name(name), is_head=name in heads)[0]
+        for name in (call.weight.name for call in first if call.weight.name not in tables)
+    }
+    choices = choose_sparsities(first, asked, find_format, runs, records, target)
     plans: dict[str, LinearPlan] = {}
     problems: list[str] = []
     for call in first:
@@ -216,6 +241,7 @@ def make_plan(
                 call,
                 config,
                 find_format,
+                choices.get(weight),
                 is_head=weight in heads,
                 is_table=weight in tables,
                 calibrated=calibrated,
@@ -235,7 +261,7 @@ def make_plan(
     for entry in entries[1:]:
         assert _group(calls[entry], plans) == groups, f"{entry} groups its linears differently from {entries[0]}"
     tables_packed = tuple(plans.get(table.weight, table) for table in table_plans if table.format.packs)
-    return Plan(groups, tables_packed, reconstruction)
+    return Plan(groups, tables_packed, reconstruction, _rivals(groups, target, runs, records))
 
 
 def _check_patterns(config: HWPQConfig, names: list[str]) -> None:
@@ -253,6 +279,7 @@ def _plan_linear(
     call: LinearCall,
     config: HWPQConfig,
     find_format: FindFormat,
+    choice: SparsityChoice | None,
     *,
     is_head: bool,
     is_table: bool,
@@ -260,6 +287,8 @@ def _plan_linear(
 ) -> LinearPlan:
     n, k = call.shape
     scheme, reason = config.scheme(layer_name(call.weight.name), is_head=is_head)
+    if scheme.sparsity == AUTO:
+        scheme = replace(scheme, sparsity="2:4" if choice is None else choice.sparsity)
     if not calibrated:
         if scheme.sparsity is not None and scheme.reconstruct in ("cg", "iht"):
             reason = reason or f"no calibration, so no reconstruction by {scheme.reconstruct}"
@@ -269,7 +298,8 @@ def _plan_linear(
         why = weight_format.why_not(n, k) or ("tied to an embedding, which is read by row" if is_table else None)
         if why:
             scheme, reason = replace(scheme, sparsity=None), why
-    return _fitted(call.weight.name, n, k, scheme, reason, config, find_format)
+    plan = _fitted(call.weight.name, n, k, scheme, reason, config, find_format)
+    return plan if choice is None or not plan.format.packs else replace(plan, chosen=choice.why)
 
 
 def _plan_embedding(call: EmbeddingCall, config: HWPQConfig, find_format: FindFormat) -> LinearPlan:
@@ -314,6 +344,26 @@ def _format(scheme: LayerScheme, *, config: HWPQConfig, target: tvm.target.Targe
     )
 
 
+def _rivals(
+    groups: tuple[LinearGroup, ...],
+    target: tvm.target.Target | None,
+    runs: Mapping[str, Mapping[int, float]],
+    records: TuningRecords,
+) -> dict[str, dict[int, dict[str, float]]]:
+    """Look up what the kernels of the groups that are 2:4 or dense would take as the other one."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for group in groups:
+        first = group.members[0]
+        other = registry.rival(group.format, target)
+        if other is None or first.scheme.sparsity not in ("2:4", None):
+            continue
+        sparse, dense = (group.format, other) if group.format.sparsity else (other, group.format)
+        kernel = Kernel(tuple(each.N for each in group.members), group.K, sparse, dense, runs[first.weight])
+        if times := measured_times(kernel, records):
+            found |= dict.fromkeys((each.weight for each in group.members), times)
+    return found
+
+
 def _choose_reconstruction(plans: dict[str, LinearPlan]) -> tuple[dict[str, LinearPlan], str | None]:
     """Replace "auto" by what it comes to for the model as a whole."""
     auto = [plan for plan in plans.values() if plan.scheme.reconstruct == "auto"]
@@ -334,14 +384,13 @@ def _choose_reconstruction(plans: dict[str, LinearPlan]) -> tuple[dict[str, Line
 
 def _group(calls: list[LinearCall], plans: dict[str, LinearPlan]) -> tuple[LinearGroup, ...]:
     """Group the linears of one function by input and format; what can't share a kernel stays alone."""
-    uses = Counter(call.weight.name for call in calls)
+    inputs = inputs_of_weights(calls)
     groups: dict[tuple[relax.Expr | str, registry.WeightFormat], list[LinearPlan]] = {}
     first_reader: dict[relax.Expr | str, str] = {}
     for call in calls:
         plan = plans[call.weight.name]
-        # A weight with several inputs belongs to none of their groups; a float weight is used where it lies.
-        alone = uses[plan.weight] > 1 or not plan.format.packs
-        source = plan.weight if alone else call.activation
+        # A float weight is used where it lies.
+        source = inputs[plan.weight] if plan.format.packs else plan.weight
         first_reader.setdefault(source, plan.weight)
         members = groups.setdefault((source, plan.format), [])
         if plan not in members:

@@ -1,6 +1,7 @@
 """`build` and `plan` around the phases: dumps, dry runs, what is refused before any work."""
 
 import dataclasses
+from itertools import product
 
 import numpy as np
 import pytest
@@ -9,7 +10,13 @@ import hwpq_tvm
 from hwpq_tvm import HWPQConfig, LayerScheme, calibration, compiler, compression, cuda_toolkit, layer_report
 from hwpq_tvm.errors import ConfigError, DependencyError, HwpqError, ImportModelError, PlanError, TargetError
 from hwpq_tvm.importers import sources
+from hwpq_tvm.schedules import registry
+from hwpq_tvm.schedules.linear_workload import BUCKETS, LinearWorkload
+from hwpq_tvm.schedules.schedule_fn import Evidence
 from hwpq_tvm.targets import resolve_target
+from hwpq_tvm.tuning import logs
+from hwpq_tvm.tuning.database import Database
+from hwpq_tvm.tuning.device_info import this_device
 from tests.tiny_hf import save, tiny_llama, tiny_qwen2
 
 
@@ -93,7 +100,7 @@ def test_without_nvcc_or_what_it_needs_nothing_is_built_for_gpus(monkeypatch):
 )
 def test_the_report_says_what_the_format_of_slow_layers_lacks(target, words):
     layers = [
-        {"schedule": {"prefill": quality, "decode": "default"}} for quality in ("portable", "default", "portable")
+        {"schedule": {"prefill": quality, "decode": "default"}} for quality in ("portable", "tuned", "portable, tuned")
     ]
     (warning,) = layer_report._portable(layers, resolve_target(target))
     assert warning.startswith("2 of 3 layers run on portable kernels")
@@ -166,3 +173,66 @@ def test_a_build_calibrates_and_compresses_on_the_threads_it_is_given(monkeypatc
     )
     assert counts == [1, 1]
     assert model.threads == 1
+
+
+AUTO = HWPQConfig(default=LayerScheme(sparsity="auto"))
+
+
+def log_times(folder, target, seconds):
+    """Write records of every linear of a tiny Llama, both formats: none has the default's parameters.
+
+    `seconds(K, M)` gives the time of 2:4; dense always takes 1 s.
+    """
+    formats = {sparsity: registry.weight_format(sparsity=sparsity, dtype="int8") for sparsity in ("2:4", None)}
+    with Database(folder, this_device(target), target, resume=False) as database:
+        for out_features, K in [((36, 12, 12), 36), ((36,), 36), ((44, 44), 36), ((36,), 44)]:
+            for (sparsity, each), M in product(formats.items(), (1, *BUCKETS)):
+                workload = LinearWorkload.of(each.linear((1, M), sum(map(each.rows, out_features)), K))
+                point = registry.space(workload, target)[-1]
+                time = seconds(K, M) if sparsity else 1.0
+                database.commit(workload, point, [time], Evidence.MEASURED)
+
+
+def test_tuning_logs_choose_formats_and_kernels(tmp_path):
+    """What `hwpq tune` measured decides between 2:4 and dense, and about the kernels; the report says all of it."""
+    target = resolve_target("cpu")
+    log_times(tmp_path / "log", target, lambda K, M: 2.0 if K == 44 or M == 256 else 0.5)
+    options = {"calibration": None, "max_seq_len": 16, "progress": False}
+    model = hwpq_tvm.build(tiny_llama(), "cpu", config=AUTO, tuning_logs=tmp_path / "log", **options)
+
+    layers = {layer["name"].removeprefix("model.layers.1."): layer for layer in model.report["layers"]}
+    down, q = layers["mlp.down_proj"], layers["self_attn.q_proj"]
+    assert (down["scheme"], q["scheme"]) == ("dense int8", "2:4 int8")
+    assert down["chosen"].startswith("auto chose dense: 130000.00 ms of a request in 2:4, 65000.00 ms dense")
+    assert q["rivals"]["1"] == {"sparse24_int8": 5e5, "dense_int8": 1e6}
+    assert q["warnings"] == ["2:4 does not pay at M = 256"]
+    assert down["warnings"] == []
+    assert q["schedule"] == down["schedule"] == {"prefill": "tuned", "decode": "tuned"}
+    assert q["record"] == {"prefill": "log: 4, 16, 64, 256 tokens", "decode": "log: 1 token"}
+    assert layers["lm_head"]["schedule"] == {"prefill": "default", "decode": "default"}
+    assert layers["lm_head"]["record"] == layers["lm_head"]["rivals"] == {}
+    assert "12 layers at M = 256" in "".join(model.report["warnings"])
+    assert model.report["tuning"] == {
+        "kernels": 8,
+        "records": ["log: 1 token", "log: 4, 16, 64, 256 tokens"],
+        "ignored": [],
+    }
+    planned = compiler.plan(
+        tiny_llama(), "cpu", config=AUTO, calibration=None, max_seq_len=16, tuning_logs=str(tmp_path / "log")
+    )
+    for name in ("scheme", "chosen", "rivals"):
+        assert [layer[name] for layer in planned["layers"]] == [layer[name] for layer in model.report["layers"]]
+    assert np.isfinite(model(np.arange(9))).all()
+
+
+def test_tests_see_no_records_that_ship(shipped_records):
+    assert shipped_records.is_dir()
+    assert not logs.SHIPPED.exists()
+
+
+def test_tuning_logs_of_other_threads_are_refused(tmp_path):
+    log_times(tmp_path / "log", resolve_target("cpu", threads=7), lambda K, M: 1.0)
+    with pytest.raises(ConfigError, match=r"nothing there fits the target .* 7 threads"):
+        compiler.plan(tiny_llama(), "cpu", max_seq_len=16, threads=1, tuning_logs=tmp_path / "log")
+    with pytest.raises(ConfigError, match="no database is there"):
+        compiler.plan(tiny_llama(), "cpu", max_seq_len=16, tuning_logs=tmp_path / "elsewhere")

@@ -16,7 +16,7 @@ dtypes = st.sampled_from(DTYPES)
 dense = st.builds(LayerScheme, sparsity=st.none(), dtype=dtypes)
 grouped = st.builds(
     LayerScheme,
-    sparsity=st.sampled_from([None, "2:4", "4:8", 0.3]),
+    sparsity=st.sampled_from([None, "2:4", "4:8", 0.3, "auto"]),
     dtype=st.sampled_from(["int8", "int4"]),
     group_size=st.sampled_from([None, 32, 64, 128, -1]),
     clip_search=st.booleans(),
@@ -55,6 +55,12 @@ def test_json_round_trip(config):
         (lambda: LayerScheme(metric="size"), "metric='size'"),
         (lambda: LayerScheme(reconstruct="obs"), "reconstruct='obs': expected one of 'auto', 'none', 'cg', 'iht'"),
         (lambda: LayerScheme(dtype="float32"), "sparsity='2:4' with dtype=\"float32\""),
+        (lambda: LayerScheme("auto", "float32"), "sparsity='auto' with dtype=\"float32\""),
+        (
+            lambda: LayerScheme("auto", selection="ewma"),
+            "sparsity='auto' with selection='ewma'",
+        ),
+        (lambda: LayerScheme("automatic"), '"auto" (2:4 or dense, by time)'),
         (lambda: LayerScheme(group_size=48), 'dtype="int8" with group_size=48: expected one of 32, 64, 128, -1, None'),
         (lambda: LayerScheme(dtype="float16", group_size=64), 'dtype="float16" with group_size=64'),
         (lambda: LayerScheme(selection="ewma"), "sparsity='2:4' with selection='ewma': expected one of 'rank'"),
@@ -69,6 +75,7 @@ def test_json_round_trip(config):
         (lambda: HWPQConfig(overrides=None), "overrides=None: expected a mapping"),
         (lambda: HWPQConfig(overrides={"(": LayerScheme()}), "not a regular expression"),
         (lambda: HWPQConfig(lm_head=LayerScheme()), "lm_head=2:4 int8"),
+        (lambda: HWPQConfig(lm_head=LayerScheme("auto")), "lm_head=auto int8"),
         (lambda: HWPQConfig.from_json("{"), "not JSON"),
         (lambda: HWPQConfig.from_json("[1]"), "expected a JSON object"),
         (lambda: HWPQConfig.from_json({"version": 7}), "found version 7, expected 1"),

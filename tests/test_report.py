@@ -67,6 +67,18 @@ def test_kernels_on_a_gpu_are_shown_with_predicted_times_and_what_bounds_them():
     assert "predicted from the datasheet of A100 SXM 40GB, not measured" in line
 
 
+def test_entries_of_which_nothing_is_predicted_are_not_shown():
+    value = report()
+    kernel = {"max_tokens": 1, "kernel": "gemv", "predicted_us": 2.96, "bound": "DRAM"}
+    value["layers"][0]["predicted"] = {
+        "prefill": {"device": "RTX 4090", "kernels": []},
+        "decode": {"device": "RTX 4090", "kernels": [kernel]},
+    }
+    shown = text(layer_table(value), width=400)
+    assert "decode: gemv 3.0 us (DRAM)" in shown
+    assert "prefill:" not in shown
+
+
 def test_nothing_is_predicted_for_a_cpu():
     assert "predicted" not in text(layer_table(report())) + "".join(model_lines(report()))
 
@@ -83,3 +95,50 @@ def test_device_code_is_summed_up():
     value["device_code"]["kernels"].append({**kernel, "name": "b_kernel", "stack_bytes": 16})
     (line,) = (each for each in model_lines(value) if each.startswith("device code"))
     assert line.endswith("3 kernels of at most 96 registers, in local memory beyond them: b_kernel")
+
+
+def tuned():
+    """The report with a layer whose kernels are by records, and what was measured of it in both formats."""
+    value = report()
+    layer = value["layers"][0]
+    layer["schedule"] = {"prefill": "tuned", "decode": "default"}
+    layer["record"] = {"prefill": "x86_64-znver4: 4, 16 tokens, others as by default"}
+    layer["rivals"] = {
+        "1": {"sparse24_int8": 2.04, "dense_int8": 3.1},
+        "256": {"sparse24_int8": 80.0, "dense_int8": 71.26},
+    }
+    layer["chosen"] = "auto chose 2:4"
+    layer["warnings"] = ["2:4 does not pay at M = 256"]
+    value["tuning"] = {
+        "kernels": 3,
+        "records": ["x86_64-znver4: 1 token", "x86_64-znver4: 4, 16 tokens, others as by default"],
+        "ignored": ["x86_64-znver3 was ignored: they are of znver3, and the target is znver4"],
+    }
+    return value
+
+
+def test_a_tuned_layer_says_by_which_records_and_what_its_rival_takes():
+    table = text(layer_table(tuned()), width=500).splitlines()
+    assert "measured us, 2:4 | dense" in table[1]
+    row = next(line for line in table if line.startswith("model.up_proj"))
+    assert "gemm (tuned by x86_64-znver4: 4, 16 tokens, others as by default), avx2.sparse24_int8.gemv (default)" in row
+    assert "M = 1: 2.0 | 3.1, 256: 80.0 | 71.3" in row
+    assert "auto chose 2:4; 2:4 does not pay at M = 256" in row
+    assert "measured" not in text(layer_table(report()))
+
+
+def test_lines_say_which_records_were_used_and_which_were_not():
+    assert [line for line in model_lines(tuned()) if line.startswith("tuning")] == [
+        "tuning: 3 kernels by records of x86_64-znver4",
+        "tuning: x86_64-znver3 was ignored: they are of znver3, and the target is znver4",
+    ]
+    assert not any(line.startswith("tuning") for line in model_lines(report()))
+
+
+def test_records_of_other_threads_are_told_where_none_is_for_the_target():
+    value = tuned()
+    note = "x86_64-znver4: 9 records ignored, measured with 1 threads, where the target has 2"
+    value["tuning"]["ignored"] = [note]
+    assert "1 threads" not in "".join(model_lines(value))
+    value["tuning"] = {"kernels": 0, "records": [], "ignored": [note]}
+    assert f"tuning: {note}" in model_lines(value)

@@ -3,18 +3,13 @@
 import argparse
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import HWPQConfig, LayerScheme, presets
 from ..errors import ConfigError
 from ..runtime.artifact import check_destination
-from ..scheme import DTYPES, GROUP_SIZES, METRICS, RECONSTRUCTIONS, WHOLE_CHANNEL
-from .common import Verbs, add_verb, output_console, read_text
-
-# Options that describe the scheme of all layers: name on the command line -> field.
-_SCHEME = ("sparsity", "dtype", "group_size", "metric", "reconstruct")
+from .common import Verbs, add_verb, output_console
+from .config_options import add_config_options, config_of
 
 
 def add_parser(verbs: Verbs, common: argparse.ArgumentParser) -> None:
@@ -27,27 +22,7 @@ def add_parser(verbs: Verbs, common: argparse.ArgumentParser) -> None:
         default="cpu",
         help='"cpu" (this machine, the default), "cpu:x86-64-v3", "cuda" (the GPU here), "cuda:sm_80", ...',
     )
-    whole = parser.add_mutually_exclusive_group()
-    whole.add_argument("--config", type=Path, metavar="FILE.json", help="HWPQConfig as JSON")
-    whole.add_argument("--preset", choices=presets(), help="a configuration that ships with hwpq")
-    scheme = parser.add_argument_group("scheme of all layers, instead of --config and --preset")
-    scheme.add_argument("--sparsity", metavar="2:4|N:M|0.5|none", help="default 2:4; none with --dtype float32")
-    scheme.add_argument("--dtype", choices=DTYPES, help="how weights are stored (default int8)")
-    scheme.add_argument(
-        "--group-size",
-        type=int,
-        choices=(*GROUP_SIZES, WHOLE_CHANNEL),
-        help="in_features that share a scale, -1 for the whole channel (default: 64 for int4, -1 for the others)",
-    )
-    scheme.add_argument("--metric", choices=METRICS, help="what is pruned (default obd_diag)")
-    scheme.add_argument("--reconstruct", choices=RECONSTRUCTIONS, help="adjusting the kept weights (default auto)")
-    general = parser.add_argument_group("the model as a whole")
-    general.add_argument("--group-policy", choices=("error", "pad", "skip"), help="where group size does not divide")
-    general.add_argument("--activations", choices=("int8", "float"), help="what weights are multiplied with")
-    general.add_argument("--kv-cache", choices=("float32", "int8"), help="how the KV cache is stored")
-    general.add_argument(
-        "--sequential", action="store_true", help="calibrate later layers on the compressed earlier ones"
-    )
+    add_config_options(parser)
     calibration = parser.add_argument_group("calibration")
     calibration.add_argument(
         "--calibration",
@@ -61,47 +36,16 @@ def add_parser(verbs: Verbs, common: argparse.ArgumentParser) -> None:
         "--memory-budget", type=float, metavar="GB", help="memory for calibration (default: half of what is free)"
     )
     parser.add_argument("--max-seq-len", type=int, default=2048, metavar="N", help="prompt and answer (default 2048)")
+    parser.add_argument(
+        "--tuning-logs",
+        type=Path,
+        metavar="DIR",
+        help="what `hwpq tune` wrote, besides the records that ship with hwpq",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads to build and run with (default: all cores)")
     parser.add_argument("--resume", action="store_true", help="go on with a build into the same --out that was stopped")
     parser.add_argument("--debug-dump", type=Path, metavar="DIR", help="write the module here after each phase")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-
-
-def config_of(options: argparse.Namespace) -> HWPQConfig:
-    """The configuration that the options describe."""
-    given = {name: getattr(options, name) for name in _SCHEME if getattr(options, name) is not None}
-    if options.config is not None or options.preset is not None:
-        if given:
-            named = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise ConfigError(f"--config and --preset exclude {named}: put it all in a file.")
-        config = (
-            HWPQConfig.from_json(read_text(options.config)) if options.config else HWPQConfig.preset(options.preset)
-        )
-    else:
-        dtype = given.get("dtype", "int8")
-        default = LayerScheme(**{**given, "sparsity": _sparsity(given.get("sparsity"), dtype)})
-        # The output projection weighs most on the logits: it stays int8 where the layers are int4.
-        config = HWPQConfig(
-            default=default, lm_head=LayerScheme(sparsity=None, dtype="int8" if dtype == "int4" else dtype)
-        )
-    general = {
-        "group_policy": options.group_policy,
-        "activations": options.activations,
-        "kv_cache_dtype": options.kv_cache,
-        "sequential": options.sequential or None,
-    }
-    return replace(config, **{name: value for name, value in general.items() if value is not None})
-
-
-def _sparsity(word: str | None, dtype: str) -> str | float | None:
-    if word is None:
-        return None if dtype == "float32" else "2:4"
-    if word == "none":
-        return None
-    try:
-        return word if ":" in word else float(word)
-    except ValueError:
-        raise ConfigError(f'--sparsity {word}: expected "2:4", another "N:M", a share such as 0.5, or none.') from None
 
 
 def _bytes(gigabytes: float | None) -> int | None:
@@ -138,6 +82,8 @@ def build(options: argparse.Namespace) -> None:
         "config": config,
         "calibration": _calibration(options),
         "max_seq_len": options.max_seq_len,
+        "threads": options.threads,
+        "tuning_logs": options.tuning_logs,
     }
     console = output_console()
     if options.dry_run:
@@ -164,7 +110,6 @@ def _build(options: argparse.Namespace, shared: Mapping[str, Any]) -> Mapping[st
         options.model,
         options.target,
         **shared,
-        threads=options.threads,
         work_dir=work_dir,
         resume=options.resume,
         memory_budget=_bytes(options.memory_budget),

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import HwpqError
-from . import bench, build, demo, doctor, eval, inspect, run
+from . import bench, build, demo, doctor, eval, inspect, run, tune
 
-VERBS = (build, run, eval, bench, inspect, doctor, demo)
+VERBS = (build, run, eval, bench, inspect, tune, doctor, demo)
 
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
 

@@ -20,6 +20,7 @@ def import_model(
     max_batch: int = 1,
     max_seq_len: int = 2048,
     kv_cache_dtype: KVCacheDtype = "float32",
+    needs_weights: bool = True,
 ) -> ImportedModel:
     """Turn a causal language model into Relax functions over named weights.
 
@@ -35,6 +36,8 @@ def import_model(
     kv_cache_dtype
         How keys and values are kept: "float32", or "int8" with one scale for each token and head, in about a quarter
         of the memory (`hwpq_tvm.schedules.kv_cache`).
+    needs_weights
+        Whether weights will be read; if not, a folder may hold nothing but `config.json`.
 
     Returns
     -------
@@ -56,7 +59,7 @@ def import_model(
         raise ImportModelError(f"kv_cache_dtype is {kv_cache_dtype!r}: expected one of {', '.join(KV_CACHE_DTYPES)}")
     size = CacheSize(max_batch, max_seq_len, kv_cache_dtype)
     if isinstance(model, str | os.PathLike):
-        return _import_path(Path(model), size)
+        return _import_path(Path(model), size, needs_weights)
 
     # Importing transformers' models takes seconds: a wrong path is told before that.
     from transformers import PreTrainedModel
@@ -71,11 +74,11 @@ def import_model(
     )
 
 
-def _import_path(path: Path, size: CacheSize) -> ImportedModel:
+def _import_path(path: Path, size: CacheSize, needs_weights: bool) -> ImportedModel:
     if path.is_dir():
         from hwpq_tvm.importers.huggingface import import_folder
 
-        return import_folder(path, size)
+        return import_folder(path, size, needs_weights=needs_weights)
     if not path.exists():
         raise ImportModelError(
             f"{path} does not exist: expected the folder of a transformers model or a .gguf file (models are not"

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.importers.causal_lm import ENTRIES, import_causal_lm
 from hwpq_tvm.importers.imported_model import CacheSize, ImportedModel, ModelMetadata, ParameterSource
-from hwpq_tvm.importers.sources import ModelParameters, SafetensorsSource, TorchSource, match_names
+from hwpq_tvm.importers.sources import ModelParameters, NoWeights, SafetensorsSource, TorchSource, match_names
 from hwpq_tvm.importers.structure import build_structure, parameter_aliases, supported_models
 from hwpq_tvm.importers.tokenizer_files import read_tokenizer_files
 
@@ -23,13 +23,15 @@ class Checkpoint(ParameterSource, Protocol):
         """Names of all tensors."""
 
 
-def import_folder(folder: Path, size: CacheSize) -> ImportedModel:
-    """Import a folder as `save_pretrained` writes it; weights are read later, one by one."""
+def import_folder(folder: Path, size: CacheSize, *, needs_weights: bool = True) -> ImportedModel:
+    """Import a folder as `save_pretrained` writes it; weights are read later, one by one, or not at all."""
     config = _read_config(folder)
-    source = SafetensorsSource(folder)
+    checkpoint = SafetensorsSource(folder) if needs_weights else None
+    model = build_structure(config)
+    source = checkpoint or NoWeights(model)
     generation = _read_json(folder / "generation_config.json")
     return import_with_checkpoint(
-        build_structure(config),
+        model,
         source,
         size,
         source=str(folder),

@@ -80,6 +80,27 @@ class SafetensorsSource:
             return _float32(opened.get_tensor(name))
 
 
+class NoWeights:
+    """The weights of a model of which nothing but the structure is of interest: they have shapes, and no values."""
+
+    nbytes = 0
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+        return set(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a weight."""
+        return self._shapes[name]
+
+    def load(self, name: str) -> np.ndarray:
+        """Raise ImportModelError: there is nothing to read."""
+        raise ImportModelError(f"{name} can't be read: the model was imported without its weights; import it with them")
+
+
 def _find_files(folder: Path) -> list[Path]:
     index = folder / INDEX_FILE
     if index.is_file():

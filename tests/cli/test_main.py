@@ -10,7 +10,7 @@ import pytest
 from tiny_model import EOS, Reference, chain, random_weights, report
 
 from hwpq_tvm.cli import common, main, run
-from hwpq_tvm.cli.build import config_of
+from hwpq_tvm.cli.config_options import config_of
 from hwpq_tvm.config import HWPQConfig, LayerScheme
 from hwpq_tvm.errors import ConfigError
 
@@ -143,6 +143,7 @@ def options_of(*arguments):
 def test_build_options_become_a_configuration(tmp_path):
     assert config_of(options_of()) == HWPQConfig()
     assert config_of(options_of("--sparsity", "none")) == HWPQConfig(default=LayerScheme(sparsity=None))
+    assert config_of(options_of("--sparsity", "auto")) == HWPQConfig(default=LayerScheme(sparsity="auto"))
     assert config_of(options_of("--metric", "magnitude")) == HWPQConfig(default=LayerScheme(metric="magnitude"))
     dense = LayerScheme(sparsity=None, dtype="float32")
     assert config_of(options_of("--dtype", "float32")) == HWPQConfig(default=dense, lm_head=dense)
@@ -169,12 +170,14 @@ def test_build_calls_the_compiler_once_and_saves(capsys, compiler_stub, tiny, tm
 
     compiler_stub.build = build
     arguments = ["--out", tmp_path / "m", "--calibration", "none", "--max-seq-len", "64", "--threads", "1"]
+    arguments += ["--tuning-logs", tmp_path / "tuned"]
     out = output(capsys, "build", "model", "--target", "cpu:x86-64-v3", *arguments).out
     expected = {
         "config": HWPQConfig(),
         "calibration": None,
         "max_seq_len": 64,
         "threads": 1,
+        "tuning_logs": tmp_path / "tuned",
         "work_dir": tmp_path / ".m.work",
         "resume": False,
         "memory_budget": None,
@@ -227,17 +230,23 @@ def test_dry_run_prints_the_plan_and_writes_nothing(capsys, compiler_stub, tmp_p
     out = output(capsys, "build", "model", "--dry-run", "--out", tmp_path / "m").out
     assert "model.up_proj" in out
     assert not (tmp_path / "m").exists()
-    expected = {"config": HWPQConfig(), "calibration": "default", "max_seq_len": 2048}
+    expected = {
+        "config": HWPQConfig(),
+        "calibration": "default",
+        "max_seq_len": 2048,
+        "threads": None,
+        "tuning_logs": None,
+    }
     assert calls == [(("model", "cpu"), expected)]
 
 
 def test_the_compiler_takes_what_it_is_given():
     from hwpq_tvm import compiler
 
-    shared = {"config": HWPQConfig(), "calibration": None, "max_seq_len": 64}
+    shared = {"config": HWPQConfig(), "calibration": None, "max_seq_len": 64, "threads": 1, "tuning_logs": "t"}
     inspect.signature(compiler.plan).bind("model", "cpu", **shared)
     inspect.signature(compiler.build).bind(
-        "model", "cpu", **shared, threads=1, resume=True, work_dir="w", memory_budget=1, debug_dump=None
+        "model", "cpu", **shared, resume=True, work_dir="w", memory_budget=1, debug_dump=None
     )
 
 

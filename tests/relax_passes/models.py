@@ -51,4 +51,42 @@ class TinyLM:
         return result
 
 
+@I.ir_module
+class UntiedLM:
+    """The head is a layer of its own, which reads as many positions of a prompt as logits are asked for."""
+
+    @R.function
+    def decode(
+        ids: R.Tensor((1, 1), "int64"),
+        embed: R.Tensor((50, 16), "float32"),
+        q: R.Tensor((24, 16), "float32"),
+        head: R.Tensor((50, 24), "float32"),
+    ) -> R.Tuple(R.Tensor((1, 1, 50), "float32")):
+        R.func_attr({"num_input": 1})
+        with R.dataflow():
+            x = R.reshape(R.take(embed, R.reshape(ids, R.shape([1])), axis=0), R.shape([1, 1, 16]))
+            logits = R.matmul(R.matmul(x, R.permute_dims(q)), R.permute_dims(head))
+            result = (logits,)
+            R.output(result)
+        return result
+
+    @R.function
+    def prefill(
+        ids: R.Tensor((1, "seq_len"), "int64"),
+        logits_at: R.Tensor(("num_logits",), "int64"),
+        embed: R.Tensor((50, 16), "float32"),
+        q: R.Tensor((24, 16), "float32"),
+        head: R.Tensor((50, 24), "float32"),
+    ) -> R.Tuple(R.Tensor((1, "num_logits", 50), "float32")):
+        R.func_attr({"num_input": 2})
+        seq_len = T.int64()
+        with R.dataflow():
+            x = R.reshape(R.take(embed, R.reshape(ids, R.shape([seq_len])), axis=0), R.shape([1, seq_len, 16]))
+            y = R.take(R.matmul(x, R.permute_dims(q)), logits_at, axis=1)
+            logits = R.matmul(y, R.permute_dims(head))
+            result = (logits,)
+            R.output(result)
+        return result
+
+
 ENTRIES = ("decode", "prefill")

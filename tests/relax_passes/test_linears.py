@@ -4,7 +4,13 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
-from hwpq_tvm.relax_passes.linears import find_embeddings, find_linears, layer_name, output_projections
+from hwpq_tvm.relax_passes.linears import (
+    find_embeddings,
+    find_linears,
+    inputs_of_weights,
+    layer_name,
+    output_projections,
+)
 
 
 @I.ir_module
@@ -55,6 +61,13 @@ def test_embeddings_are_looked_up_by_the_first_input():
 def test_the_output_projection_is_the_last_linear_before_the_first_output():
     function = Model["prefill"]
     assert {weight.name for weight in output_projections(function, find_linears(function))} == {"table"}
+
+
+def test_a_weight_with_several_inputs_has_none_in_common_with_others():
+    a, b, table = find_linears(Model["prefill"])
+    assert inputs_of_weights([a, b, table]) == {"a": a.activation, "b": b.activation, "table": table.activation}
+    for uses in (2, 3):
+        assert inputs_of_weights([a, *[b] * uses]) == {"a": a.activation, "b": "b"}
 
 
 def test_layer_names():

@@ -127,6 +127,12 @@ def test_only_what_uses_the_inputs_asks_for_calibration():
     assert needs(LayerScheme(metric="magnitude", reconstruct="cg")) == (True, True)
 
 
+def test_ignored_layers_keep_what_their_scheme_says_of_other_sparsities():
+    planned = plan(HWPQConfig(default=LayerScheme(0.5, selection="ewma_sequential"), ignore=["q", "k"]))
+    assert schemes(planned)["q"] == ("dense int8", "ignored by 'q'")
+    assert schemes(planned)["odd"][0] == "50% int8"
+
+
 def test_other_sparsities_are_stored_dense():
     planned = plan(HWPQConfig(default=LayerScheme("4:8", "float16"), overrides={"k": LayerScheme(0.5)}))
     formats = {layer.name: (layer.format.sparsity, layer.format.dtype) for layer in planned.linears}

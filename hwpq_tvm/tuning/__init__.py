@@ -1,0 +1,1 @@
+"""The autotune job of one device: tasks out of a model, search, building, measuring, records that ship."""
