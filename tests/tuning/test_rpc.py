@@ -86,7 +86,11 @@ def test_a_server_serves_until_it_is_interrupted(port: int, builder: Builder, tm
         finally:
             # As Ctrl-C does, which is ignored where the tests run in the background of a shell.
             process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+            try:
+                code = process.wait(20)
+            finally:
+                process.kill()  # or leaving the block waits for it
+        assert code == 0
         assert process.stderr.read().count("serving as 'served'") == 2, "one after the other has ended"
     assert found[0].outcome == "ok"
     deadline = time.monotonic() + 10
