@@ -15,41 +15,22 @@ from tvm.target import Target
 from tvm.tirx import PrimFunc
 
 from hwpq_tvm.schedules.cpu.avx512 import NIBBLE_SHIFT, SIGN, dot, int8x64, pshufb, upper_nibbles
-from hwpq_tvm.schedules.cpu.avx512_pairs import LANES, Blocks, PackedLinear, keep, read, zero
+from hwpq_tvm.schedules.cpu.avx512_pairs import LANES, Blocks, PackedLinear, keep, make_kernel, read, zero
 from hwpq_tvm.schedules.cpu.avx512_space import Avx512FusedParameters
 from hwpq_tvm.schedules.cpu.vector_math import lane_sum, multiply_add, splat
-from hwpq_tvm.schedules.kernel_attr import describe, description
 from hwpq_tvm.schedules.layouts.tiles import ROWS, STEP
-from hwpq_tvm.schedules.lead import argument_dims, row_count, row_index
-from hwpq_tvm.schedules.tir_builder import let, loop, prim_func, store, when
+from hwpq_tvm.schedules.lead import row_count, row_index
+from hwpq_tvm.schedules.tir_builder import let, loop, store, when
 
 # Activations that meet the weights of a task before the next ones come: the second-level cache holds them.
 ACTIVATION_BYTES = 1 << 19
 
 
 def schedule(func: PrimFunc, target: Target, parameters: Avx512FusedParameters) -> PrimFunc:
-    """Make the kernel of a linear on packed integers for any number of tokens, of which few are fast.
-
-    Parameters
-    ----------
-    func
-        A description of `schedules.linear_int8` with tiles of several tokens.
-    target
-        A CPU with AVX-512 and its dot product; "num-cores" is the number of threads.
-    parameters
-        How it is cut; any numbers give the right result.
-
-    Returns
-    -------
-    A function with the same arguments and the same description.
-    """
-    kernel = description(func)
-    assert kernel is not None
-    with prim_func("linear_" + kernel["weight_format"]) as result:
-        threads = int(target.attrs.get("num-cores", 1))
-        dims = argument_dims(func, -1)
-        _Kernel(PackedLinear.declare(func), parameters, dims).generate(parallel=threads > 1)
-    return describe(result[0], **kernel)
+    """Make the kernel that unpacks weights in registers, for few tokens; any numbers give the right result."""
+    return make_kernel(
+        func, target, lambda linear, dims, parallel: _Kernel(linear, parameters, dims).generate(parallel=parallel)
+    )
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,47 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
+from tvm.target import Target
 from tvm.tirx import PrimFunc
 
 from hwpq_tvm.schedules.cpu.prefetch import CACHE_LINE, prefetch
 from hwpq_tvm.schedules.cpu.vector_math import splat
 from hwpq_tvm.schedules.elements import float32_of_bfloat16
-from hwpq_tvm.schedules.kernel_attr import description
+from hwpq_tvm.schedules.kernel_attr import describe, description
 from hwpq_tvm.schedules.layouts import dense_int8, sparse24_int8
 from hwpq_tvm.schedules.layouts.tiles import ROWS, STEP, VECTOR
+from hwpq_tvm.schedules.lead import argument_dims
 from hwpq_tvm.schedules.linear_int8 import sums_per_tile
-from hwpq_tvm.schedules.tir_builder import argument, let, store
+from hwpq_tvm.schedules.tir_builder import argument, let, prim_func, store
 
 # Sums in a register.
 LANES = 2 * ROWS
 Blocks = tuple[Any, Any]
+# Writes the body of a kernel: (linear, leading dimensions of the result, whether several threads work).
+Generate = Callable[["PackedLinear", list[Any], bool], None]
+
+
+def make_kernel(func: PrimFunc, target: Target, generate: Generate) -> PrimFunc:
+    """Make the kernel of a linear on packed integers for any number of tokens.
+
+    Parameters
+    ----------
+    func
+        A description of `schedules.linear_int8` with tiles of several tokens.
+    target
+        A CPU with AVX-512 and its dot product; "num-cores" is the number of threads.
+    generate
+        Writes its body.
+
+    Returns
+    -------
+    A function with the same arguments and the same description.
+    """
+    kernel = description(func)
+    assert kernel is not None
+    with prim_func("linear_" + kernel["weight_format"]) as result:
+        generate(PackedLinear.declare(func), argument_dims(func, -1), int(target.attrs.get("num-cores", 1)) > 1)
+    return describe(result[0], **kernel)
 
 
 @dataclass(frozen=True)
