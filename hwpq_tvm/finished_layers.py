@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from .importers import ImportedModel
 from .relax_passes.packing import compressed_types, packed_name
 from .relax_passes.plan import LinearGroup
 from .runtime.tensor_file import write_tensors
+from .work_folder import writing_to
 
 _FOLDER, _FINGERPRINT = "layers", "fingerprint.json"
 
@@ -55,7 +56,7 @@ class FinishedLayers:
         if resume and any(self._folder.glob("*.safetensors")):
             _check_same_build(self._folder, digests)
             return
-        with self._told():
+        with self._writing():
             if self._folder.exists():
                 shutil.rmtree(self._folder)
             self._folder.mkdir(parents=True)
@@ -78,7 +79,7 @@ class FinishedLayers:
         if self._folder is not None:
             file = self._file(group)
             temporary = file.with_suffix(".tmp")
-            with self._told():
+            with self._writing():
                 write_tensors(temporary, arrays)
                 with temporary.open("rb") as written:  # the name must not reach the disk before the contents
                     os.fsync(written.fileno())
@@ -92,15 +93,9 @@ class FinishedLayers:
         """Everything by name: packed parameters and statistics."""
         return {name: array for arrays in self._groups.values() for name, array in arrays.items()}
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ConfigError(
-                f"work folder {self._folder}: can't be written ({error.strerror or error}). Free some space or name "
-                "another one; what is finished stays there for resume."
-            ) from error
+    def _writing(self) -> AbstractContextManager[None]:
+        assert self._folder is not None
+        return writing_to(self._folder, "what is finished stays there for resume")
 
     def _file(self, group: LinearGroup) -> Path:
         assert self._folder is not None

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from ..schedules.schedule_fn import Evidence, trace_of
 from ..schedules.stock import with_marks
 from ..schedules.version import KERNELS_VERSION
 from ..versions import installed_version
+from ..work_folder import writing_to
 from .conditions import Measurement
 from .device_file import read_device, write_device
 from .device_info import DeviceInfo
@@ -75,7 +76,7 @@ class Database:
         self, folder: Path, info: DeviceInfo, target: Target, *, resume: bool, conditions: str | None = None
     ) -> None:
         self._folder, self._target = folder, plain(target.export())
-        with ExitStack() as stack, self._told():
+        with ExitStack() as stack, self._writing():
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder))
             lines, self.notes = repair(folder)
@@ -151,7 +152,7 @@ class Database:
             made = trace_of(workload, point, evidence=evidence)
             trace = MetaScheduleRecord(made, MetaScheduleWorkload(workload.module())).as_json()[0]
             record = TuningRecord(workload=workload, parameters=point, **timing)
-        with self._told():
+        with self._writing():
             append(self._folder / RECORDS_FILE, [self._number(line), [trace, seconds, self._target, None]])
         self._count += 1
         self._note(line, point, record)
@@ -194,15 +195,8 @@ class Database:
                 f"({info.slug}): name another work folder; `hwpq tune --merge` brings the records together."
             )
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ConfigError(
-                f"work folder {self._folder}: can't be written ({error.strerror or error}). Free some space or name "
-                "another one; the records so far are whole, and --resume (resume=True) goes on with them."
-            ) from error
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing_to(self._folder, "the records so far are whole, and --resume (resume=True) goes on with them")
 
 
 @contextmanager
