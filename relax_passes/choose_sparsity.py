@@ -15,8 +15,8 @@ from hwpq_tvm.schedules.cuda.space import best
 from hwpq_tvm.schedules.cuda.work import Linear
 from hwpq_tvm.schedules.layouts import mma
 from hwpq_tvm.schedules.linear_workload import LinearWorkload
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.schedules.records import TuningRecord, TuningRecords
-from hwpq_tvm.schedules.schedule_fn import Evidence
 from hwpq_tvm.schedules.weight_formats import WeightFormat
 from hwpq_tvm.scheme import AUTO
 

@@ -18,7 +18,7 @@ from tvm.s_tir.meta_schedule.database import Workload
 
 from hwpq_tvm.schedules.linear_workload import LinearWorkload
 from hwpq_tvm.schedules.parameters import Parameters
-from hwpq_tvm.schedules.schedule_fn import Evidence, read_trace, trace_version
+from hwpq_tvm.schedules.record_trace import Evidence, read_trace, trace_version
 from hwpq_tvm.schedules.stock import JsonTrace, read_marks
 from hwpq_tvm.schedules.version import KERNELS_VERSION
 

@@ -25,7 +25,7 @@ from hwpq_tvm.schedules.record_file import (
     threads_of,
     valid_one,
 )
-from hwpq_tvm.schedules.schedule_fn import Evidence
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.schedules.stock import is_default, replay, stock_module
 from hwpq_tvm.schedules.version import KERNELS_VERSION
 

@@ -16,7 +16,7 @@ from tvm.tirx import IntImm, PrimFunc, Var
 from hwpq_tvm.schedules.cpu import generic
 from hwpq_tvm.schedules.cpu.fast_math import with_fast_math
 from hwpq_tvm.schedules.kernel_attr import description
-from hwpq_tvm.schedules.schedule_fn import Evidence
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.schedules.version import KERNELS_VERSION
 
 # A trace as JSON has it: [instructions, decisions].

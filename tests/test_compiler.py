@@ -12,7 +12,7 @@ from hwpq_tvm.errors import ConfigError, DependencyError, HwpqError, ImportModel
 from hwpq_tvm.importers import sources
 from hwpq_tvm.schedules import registry
 from hwpq_tvm.schedules.linear_workload import BUCKETS, LinearWorkload
-from hwpq_tvm.schedules.schedule_fn import Evidence
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.targets import resolve_target
 from hwpq_tvm.tuning import logs
 from hwpq_tvm.tuning.database import Database

@@ -11,15 +11,15 @@ from dataclasses import fields
 import numpy as np
 import tvm
 from tvm.ir.utils import derived_object
-from tvm.s_tir import Schedule
 from tvm.s_tir.meta_schedule import TuneContext
 from tvm.s_tir.meta_schedule.cost_model import XGBModel
 from tvm.s_tir.meta_schedule.cost_model.xgb_model import XGBConfig
 from tvm.s_tir.meta_schedule.feature_extractor import PyFeatureExtractor
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate
 
+from hwpq_tvm.schedules.design_space import parameters_of
 from hwpq_tvm.schedules.linear_workload import LinearWorkload
-from hwpq_tvm.schedules.parameters import KINDS, Parameters, from_integers
+from hwpq_tvm.schedules.parameters import KINDS, Parameters
 
 # Samples below which the model guesses at random.
 WARM_UP = 16
@@ -73,13 +73,6 @@ def _of_workload(workload: LinearWorkload, threads: int) -> np.ndarray:
     )
 
 
-def point_of(schedule: Schedule) -> Parameters | None:
-    """Read the point that a carrier was annotated with; None where the annotations are no parameters."""
-    # Not by way of the schedule: its methods check the types of their arguments, ten times as slowly as this reads.
-    annotations = schedule.mod["main"].body.block.annotations
-    return from_integers({str(name): int(value) for name, value in annotations.items()})
-
-
 @derived_object
 class _Features(PyFeatureExtractor):
     """Hands `features` to MetaSchedule."""
@@ -90,7 +83,7 @@ class _Features(PyFeatureExtractor):
         threads = int(context.target.attrs.get("num-cores", 1))
         rows = []
         for candidate in candidates:
-            point = point_of(candidate.sch)
+            point = parameters_of(candidate.sch.mod["main"])
             assert point is not None
             rows.append(tvm.runtime.tensor(features(workload, point, threads)[None]))
         return rows

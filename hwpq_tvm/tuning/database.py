@@ -28,7 +28,7 @@ from ..schedules.record_file import (
     threads_of,
     valid_one,
 )
-from ..schedules.schedule_fn import Evidence, trace_of
+from ..schedules.record_trace import Evidence, trace_of
 from ..schedules.stock import with_marks
 from ..schedules.version import KERNELS_VERSION
 from ..versions import installed_version

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import HwpqError
-from ..schedules.schedule_fn import Evidence
+from ..schedules.record_trace import Evidence
 from .budget import Budget
 from .builder import Builder, Candidate
 from .conditions import Measurement

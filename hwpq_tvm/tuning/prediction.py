@@ -7,7 +7,7 @@ from tvm.target import Target
 
 from ..schedules import registry
 from ..schedules.linear_workload import LinearWorkload
-from ..schedules.schedule_fn import Evidence
+from ..schedules.record_trace import Evidence
 from .budget import Budget
 from .builder import Candidate
 from .conditions import Measurement

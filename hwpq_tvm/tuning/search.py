@@ -1,39 +1,26 @@
-"""The search for the best point of one workload: MetaSchedule's evolutionary search over our explicit spaces.
+"""The search for the best point of one workload: MetaSchedule's evolutionary search over our explicit spaces."""
 
-The space of a workload is a list of points, and fields of a point depend on each other. To evolve points, a field has
-to be changed alone: here a trace samples each field from all values that it has anywhere in the space, and what comes
-out of a mutation is dropped when it is no point. (Records that are kept have traces of another form, which decide one
-point and nothing else; see `schedule_fn.trace_of`.)
-"""
-
-import random
 from collections.abc import Mapping, Sequence
 
-from tvm.ir.utils import derived_object
-from tvm.s_tir import Schedule
 from tvm.s_tir.meta_schedule import TuneContext
 from tvm.s_tir.meta_schedule.cost_model import XGBModel
 from tvm.s_tir.meta_schedule.database import MemoryDatabase, TuningRecord
-from tvm.s_tir.meta_schedule.mutator import PyMutator
-from tvm.s_tir.meta_schedule.postproc import PyPostproc
 from tvm.s_tir.meta_schedule.runner import RunnerResult
 from tvm.s_tir.meta_schedule.search_strategy import EvolutionarySearch, MeasureCandidate
-from tvm.s_tir.meta_schedule.space_generator import ScheduleFn
-from tvm.s_tir.schedule import Trace
 from tvm.target import Target
 
+from hwpq_tvm.schedules.design_space import DesignSpace, parameters_of
 from hwpq_tvm.schedules.linear_workload import LinearWorkload
-from hwpq_tvm.schedules.parameters import Parameters, to_integers
+from hwpq_tvm.schedules.parameters import Parameters
+from hwpq_tvm.schedules.record_file import FAILED
 
 from .builder import Candidate
-from .cost_model import point_of
 from .metaschedule import without_intrinsics
 
 # Points that are proposed, built and measured together.
 BATCH = 8
-# Of points that fail: what MetaSchedule holds for infinitely slow.
-FAILED = 1e10
-# The same for the cost model, by the best time so far: it weights samples by their speed, and would not notice others.
+# What the cost model is told of points that fail, by the best time so far: it weights samples by their speed, and would
+# not notice longer ones.
 _FAILED_BY_BEST = 4.0
 
 # Populations fit spaces of some hundred points: larger ones would hold each point several times.
@@ -77,13 +64,7 @@ class Search:
         self._target = target
         self._points = list(points)
         self._model = model
-        self._fields = {
-            kind: {
-                name: sorted({to_integers(point)[name] for point in self._points if type(point) is kind})
-                for name in to_integers(next(point for point in self._points if type(point) is kind))
-            }
-            for kind in dict.fromkeys(map(type, self._points))
-        }
+        self._space = DesignSpace(points)
         self._module = workload.module()
         self._database = MemoryDatabase()
         self._token = self._database.commit_workload(self._module)
@@ -94,7 +75,7 @@ class Search:
         self._queue: list[Parameters] = []
         self._ended = False
         for point, seconds in (tried or {}).items():
-            if point in set(self._points):
+            if point in self._space.points:
                 self.tell(Candidate(workload, point), seconds)
 
     @property
@@ -123,7 +104,9 @@ class Search:
             if candidates is None:
                 self._ended = True
                 break
-            found = [point for candidate in candidates if (point := point_of(candidate.sch)) is not None]
+            found = [
+                point for candidate in candidates if (point := parameters_of(candidate.sch.mod["main"])) is not None
+            ]
             self._queue += [point for point in found if point not in self._known]
         queue = [point for point in dict.fromkeys(self._queue) if point not in self._known]
         if len(queue) < count:
@@ -141,7 +124,7 @@ class Search:
         """Hand what came in since the last proposal to the model and the population, at once: training takes 0.1 s."""
         if not self._news:
             return
-        candidates = [MeasureCandidate(self._annotated(point), []) for point, _ in self._news]
+        candidates = [MeasureCandidate(self._space.design(self._module, point), []) for point, _ in self._news]
         self._best = min(self._best, *(seconds for _, seconds in self._news))
         results = [RunnerResult([min(seconds, _FAILED_BY_BEST * self._best)], None) for _, seconds in self._news]
         for candidate, (_, seconds) in zip(candidates, self._news, strict=True):
@@ -150,35 +133,7 @@ class Search:
         self._model.update(self._context, candidates, results)
         self._news = []
 
-    def _annotated(self, point: Parameters) -> Schedule:
-        """A carrier whose trace has decided a point."""
-        schedule = Schedule(self._module)
-        integers = to_integers(point)
-        self._sample(schedule, self._fields[type(point)], integers)
-        return schedule
-
-    @staticmethod
-    def _sample(schedule: Schedule, values: Mapping[str, list[int]], decided: Mapping[str, int]) -> None:
-        root = schedule.get_sblock("root")
-        for name, choices in values.items():
-            shares = [1 / len(choices)] * len(choices)
-            decision = choices.index(decided[name]) if decided else None
-            schedule.annotate(root, name, schedule.sample_categorical(choices, shares, decision))
-
     def _tune_context(self, seed: int) -> TuneContext:
-        spaces = []
-        for values in self._fields.values():
-            schedule = Schedule(self._module, seed=seed)
-            self._sample(schedule, values, {})
-            spaces.append(schedule)
-        points = set(self._points)
-        # Rules and designs of the generator are those that are given below.
-        generator = ScheduleFn(
-            lambda schedule: None,
-            sch_rules=[],
-            postprocs=[_IsPoint(points)],
-            mutator_probs={_OneField(random.Random(seed)): 1.0},
-        )
         strategy = EvolutionarySearch(
             population_size=_POPULATION,
             init_measured_ratio=_MEASURED_SHARE,
@@ -190,51 +145,11 @@ class Search:
             context = TuneContext(
                 self._module,
                 target=self._target,
-                space_generator=generator,
+                space_generator=self._space.generator(seed),
                 search_strategy=strategy,
                 rand_state=seed,
                 num_threads=1,
             )
-        context.pre_tuning(len(points) + BATCH, BATCH, spaces, self._database, self._model)
+        designs = context.generate_design_space()
+        context.pre_tuning(len(self._points) + BATCH, BATCH, designs, self._database, self._model)
         return context
-
-
-@derived_object
-class _IsPoint(PyPostproc):
-    """Drops what is no point of the space."""
-
-    def __init__(self, points: set[Parameters]) -> None:
-        super().__init__()
-        self._points = points
-
-    def _initialize_with_tune_context(self, context: TuneContext) -> None:
-        pass
-
-    def apply(self, schedule: Schedule) -> bool:
-        return point_of(schedule) in self._points
-
-    def clone(self) -> "_IsPoint":
-        return _IsPoint(self._points)
-
-
-@derived_object
-class _OneField(PyMutator):
-    """Changes one decision of a trace."""
-
-    def __init__(self, chance: random.Random) -> None:
-        super().__init__()
-        self._chance = chance
-
-    def _initialize_with_tune_context(self, context: TuneContext) -> None:
-        pass
-
-    def apply(self, trace: Trace, _: int) -> Trace | None:
-        samples = [each for each in trace.insts if each.kind.name == "SampleCategorical" and len(each.attrs[0]) > 1]
-        if not samples:
-            return None
-        chosen = self._chance.choice(samples)
-        others = [i for i in range(len(chosen.attrs[0])) if i != int(trace.decisions[chosen])]
-        return trace.with_decision(chosen, self._chance.choice(others), remove_postproc=True)
-
-    def clone(self) -> "_OneField":
-        return _OneField(self._chance)

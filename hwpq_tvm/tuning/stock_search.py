@@ -14,10 +14,11 @@ from tvm.s_tir.meta_schedule.space_generator import PostOrderApply
 from tvm.s_tir.schedule import Trace
 from tvm.target import Target
 
+from ..schedules.record_file import FAILED
 from ..schedules.stock import DEFAULT, is_default
 from .builder import Candidate
 from .metaschedule import without_intrinsics
-from .search import BATCH, FAILED
+from .search import BATCH
 from .stock_workload import StockPoint, StockWorkload
 
 # Of the evolution; and the trials that a function is worth at most: functions that matter more have kernels of ours.

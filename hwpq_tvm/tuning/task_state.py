@@ -6,7 +6,7 @@ from typing import Any
 
 from ..schedules.linear_workload import LinearWorkload
 from ..schedules.record_file import FAILED, Timed
-from ..schedules.schedule_fn import Evidence
+from ..schedules.record_trace import Evidence
 from .builder import Candidate
 from .conditions import Measurement
 from .search import Search

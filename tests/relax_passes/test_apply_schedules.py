@@ -15,8 +15,8 @@ from hwpq_tvm.runtime.tvm_runtime import VirtualMachine, as_array, as_tensor
 from hwpq_tvm.schedules import registry
 from hwpq_tvm.schedules.layouts.tiles import activation_columns, padded_rows
 from hwpq_tvm.schedules.linear_workload import BUCKETS, LinearWorkload
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.schedules.records import TuningRecords
-from hwpq_tvm.schedules.schedule_fn import Evidence
 from hwpq_tvm.schedules.stock import stock_module
 from hwpq_tvm.targets import resolve_target
 

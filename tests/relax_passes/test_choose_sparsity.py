@@ -10,7 +10,7 @@ from hwpq_tvm.relax_passes.linears import find_linears
 from hwpq_tvm.relax_passes.plan import make_plan
 from hwpq_tvm.relax_passes.usage import NEW_TOKENS, runs_per_request
 from hwpq_tvm.schedules.linear_workload import BUCKETS, LinearWorkload
-from hwpq_tvm.schedules.schedule_fn import Evidence
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.targets import resolve_target
 
 from .models import ENTRIES, TinyLM, UntiedLM

@@ -14,7 +14,7 @@ from tvm.tirx import PrimFunc
 from hwpq_tvm.schedules.linear_workload import LinearWorkload
 from hwpq_tvm.schedules.parameters import Parameters
 from hwpq_tvm.schedules.record_file import RECORDS_FILE, WORKLOADS_FILE
-from hwpq_tvm.schedules.schedule_fn import Evidence, trace_of
+from hwpq_tvm.schedules.record_trace import Evidence, trace_of
 from hwpq_tvm.schedules.stock import DEFAULT, stock_module, with_marks
 
 Record = tuple[LinearWorkload, Parameters, list[float], Evidence]

@@ -12,11 +12,11 @@ from tvm.s_tir.meta_schedule.database import JSONDatabase
 from tvm.s_tir.meta_schedule.database import TuningRecord as MetaScheduleRecord
 from tvm.target import Target
 
-from hwpq_tvm.schedules import registry, schedule_fn
+from hwpq_tvm.schedules import record_trace, registry
 from hwpq_tvm.schedules.cpu.linear_space import GemmParameters, GemvParameters
 from hwpq_tvm.schedules.linear_workload import BUCKETS, LinearWorkload
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.schedules.records import RECORDS_FILE, WORKLOADS_FILE, TuningRecords, read_contents
-from hwpq_tvm.schedules.schedule_fn import Evidence
 from hwpq_tvm.schedules.stock import stock_module
 from hwpq_tvm.schedules.version import KERNELS_VERSION
 from hwpq_tvm.targets import resolve_target
@@ -97,7 +97,7 @@ def test_what_failed_is_never_used(tmp_path) -> None:
 
 def test_records_of_other_kernels_are_ignored_with_a_word(tmp_path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(schedule_fn, "KERNELS_VERSION", KERNELS_VERSION - 1)
+        patch.setattr(record_trace, "KERNELS_VERSION", KERNELS_VERSION - 1)
         load(tmp_path, (POINTS[1], 1e-6), (POINTS[2], 1e-6))
     load(tmp_path, (POINTS[3], 1e-6), target=resolve_target(TARGET, threads=8))
     unknown = GemmParameters(tokens=4, near_blocks=1, k_block=5, prefetch=3)

@@ -9,7 +9,7 @@ from tvm.s_tir.meta_schedule.database import TuningRecord, Workload
 
 from hwpq_tvm.schedules import stock
 from hwpq_tvm.schedules.linear_workload import LinearWorkload
-from hwpq_tvm.schedules.schedule_fn import Evidence
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.schedules.version import KERNELS_VERSION
 from hwpq_tvm.targets import resolve_target
 

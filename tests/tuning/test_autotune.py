@@ -16,8 +16,8 @@ from hwpq_tvm.config import HWPQConfig, LayerScheme
 from hwpq_tvm.errors import ConfigError, DependencyError, ImportModelError, TargetError
 from hwpq_tvm.schedules.linear_workload import LinearWorkload
 from hwpq_tvm.schedules.record_file import read_lines
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.schedules.records import TuningRecords
-from hwpq_tvm.schedules.schedule_fn import Evidence
 from hwpq_tvm.targets import resolve_target
 from hwpq_tvm.tuning import autotune
 from hwpq_tvm.tuning.conditions import Conditions, Measurement

@@ -18,9 +18,10 @@ from tvm.s_tir.meta_schedule.database import JSONDatabase
 
 from hwpq_tvm.errors import ConfigError
 from hwpq_tvm.schedules import registry
+from hwpq_tvm.schedules.design_space import parameters_of
 from hwpq_tvm.schedules.linear_workload import LinearWorkload
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.schedules.records import FAILED, RECORDS_FILE, WORKLOADS_FILE, TuningRecords
-from hwpq_tvm.schedules.schedule_fn import Evidence, parameters_of
 from hwpq_tvm.targets import resolve_target
 from hwpq_tvm.tuning.conditions import Conditions, Measurement
 from hwpq_tvm.tuning.database import Database

@@ -10,8 +10,8 @@ import pytest
 from hwpq_tvm.errors import ConfigError, TargetError
 from hwpq_tvm.schedules import registry
 from hwpq_tvm.schedules.linear_workload import LinearWorkload
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.schedules.records import TuningRecords
-from hwpq_tvm.schedules.schedule_fn import Evidence
 from hwpq_tvm.targets import resolve_target
 from hwpq_tvm.tuning.budget import Budget
 from hwpq_tvm.tuning.builder import Candidate

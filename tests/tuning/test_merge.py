@@ -10,8 +10,8 @@ from tvm.s_tir.meta_schedule.database import JSONDatabase
 
 from hwpq_tvm.errors import ConfigError
 from hwpq_tvm.schedules import registry
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.schedules.records import RECORDS_FILE, TuningRecords, read_contents
-from hwpq_tvm.schedules.schedule_fn import Evidence
 from hwpq_tvm.tuning.database import Database
 from hwpq_tvm.tuning.device_file import DEVICE, read_device, write_device
 from hwpq_tvm.tuning.merge import merge

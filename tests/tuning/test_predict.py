@@ -13,7 +13,7 @@ from hwpq_tvm.schedules.cuda.mma_parameters import MmaParameters
 from hwpq_tvm.schedules.cuda.space import best
 from hwpq_tvm.schedules.cuda.work import Linear
 from hwpq_tvm.schedules.linear_workload import LinearWorkload
-from hwpq_tvm.schedules.schedule_fn import Evidence
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.targets import resolve_target
 from hwpq_tvm.tuning import device_info
 from hwpq_tvm.tuning.database import Database

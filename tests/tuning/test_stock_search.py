@@ -14,8 +14,8 @@ from hwpq_tvm.relax_passes.apply_schedules import ApplySchedules
 from hwpq_tvm.relax_passes.compress_linears import CompressLinears
 from hwpq_tvm.relax_passes.pipeline import optimise
 from hwpq_tvm.relax_passes.plan import make_plan
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.schedules.records import TuningRecords
-from hwpq_tvm.schedules.schedule_fn import Evidence
 from hwpq_tvm.schedules.stock import DEFAULT, stock_module
 from hwpq_tvm.targets import resolve_target
 from hwpq_tvm.tuning import stock_search

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hwpq_tvm.schedules.schedule_fn import Evidence
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.tuning.builder import Candidate
 from hwpq_tvm.tuning.conditions import Measurement
 from hwpq_tvm.tuning.task_state import MOST_LOST, TaskState

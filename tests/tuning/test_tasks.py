@@ -11,7 +11,7 @@ from hwpq_tvm.relax_passes.compress_linears import CompressLinears
 from hwpq_tvm.relax_passes.plan import make_plan
 from hwpq_tvm.relax_passes.usage import NEW_TOKENS
 from hwpq_tvm.schedules.linear_workload import BUCKETS, LinearWorkload
-from hwpq_tvm.schedules.schedule_fn import Evidence
+from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.targets import resolve_target
 from hwpq_tvm.tuning.tasks import extract_tasks, shape_tasks
 from tests.relax_passes.models import ENTRIES, TinyLM, UntiedLM

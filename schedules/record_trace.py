@@ -1,40 +1,21 @@
-"""The search spaces of linears as MetaSchedule knows them: a function of decisions, whose trace says what was decided.
+"""The trace by which a record in a database says what was timed: one point of the space of a linear, and nothing else.
 
-The kernels are generated from their parameters rather than transformed step by step. So what a database holds of a
-linear is a module that only names it (`LinearWorkload.module`), and a point of its space is that module with the
-parameters as annotations of the root block, each sampled by `sample_categorical`: the trace goes into a database and
-replays from there, and `registry.schedule_point` makes the kernel of what it says.
+What a database holds of a linear is a module that only names it (`LinearWorkload.module`). The trace annotates its root
+block with the parameters, each by a `sample_categorical` of a single value, so that MetaSchedule replays it as its own,
+and with what the time rests on. `design_space.parameters_of` reads the parameters off what was replayed.
 """
 
-import functools
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
 from tvm.s_tir import Schedule
-from tvm.s_tir.meta_schedule.space_generator import ScheduleFn
 from tvm.s_tir.schedule import Trace
-from tvm.target import Target
-from tvm.tirx import PrimFunc
 
-from hwpq_tvm.schedules import registry
 from hwpq_tvm.schedules.linear_workload import LinearWorkload
-from hwpq_tvm.schedules.parameters import GPU_KINDS, KINDS, Parameters, from_integers, to_integers
+from hwpq_tvm.schedules.parameters import GPU_KINDS, Parameters, from_integers, to_integers
 from hwpq_tvm.schedules.version import KERNELS_VERSION
 from hwpq_tvm.schedules.weight_formats import CUDA_FORMATS
-
-__all__ = [
-    "KINDS",
-    "Evidence",
-    "Parameters",
-    "parameters_of",
-    "read_trace",
-    "sampler",
-    "schedule_fn",
-    "trace_of",
-    "trace_version",
-]
 
 # What traces annotate root blocks with, beside parameters.
 _VERSION = "hwpq.kernels_version"
@@ -50,37 +31,6 @@ class Evidence(IntEnum):
     """A measurement on the device."""
     CONFIRMED = 2
     """Measurements of this point and of the default, again and in turns, in one process."""
-
-
-def schedule_fn(target: Target) -> ScheduleFn:
-    """Make the generator of the design spaces of `LinearWorkload.module`s."""
-    return ScheduleFn(sampler(target), sch_rules=[], postprocs=[], mutator_probs={})
-
-
-def sampler(target: Target) -> Callable[[Schedule], None]:
-    """Make the function that samples a point, each as likely as any other, and annotates a schedule with it."""
-
-    @functools.cache
-    def space_of(workload: LinearWorkload) -> list[dict[str, int]]:
-        return [to_integers(point) for point in registry.space(workload, target)]
-
-    def sample(schedule: Schedule) -> None:
-        workload = LinearWorkload.from_module(schedule.mod)
-        assert workload is not None
-        points, root = space_of(workload), schedule.get_sblock("root")
-        decided: set[str] = set()
-        # Points that are left agree in all that was decided, the kind first, so they have the same names.
-        while undecided := [name for name in points[0] if name not in decided]:
-            name = undecided[0]
-            counts = Counter(point[name] for point in points)
-            shares = [count / len(points) for count in counts.values()]
-            decision = schedule.sample_categorical(list(counts), shares)
-            schedule.annotate(root, name, decision)
-            value = int(schedule.get(decision))
-            points = [point for point in points if point[name] == value]
-            decided.add(name)
-
-    return sample
 
 
 def trace_of(workload: LinearWorkload, point: Parameters, *, evidence: Evidence) -> Trace:
@@ -102,13 +52,6 @@ def trace_of(workload: LinearWorkload, point: Parameters, *, evidence: Evidence)
     schedule.annotate(root, _VERSION, KERNELS_VERSION)
     schedule.annotate(root, _EVIDENCE, int(evidence))
     return schedule.trace
-
-
-def parameters_of(func: PrimFunc) -> Parameters | None:
-    """Read the parameters that a workload's function was annotated with; None where it has none."""
-    schedule = Schedule(func)
-    found = schedule.get(schedule.get_sblock("root")).annotations
-    return from_integers({str(name): int(value) for name, value in found.items() if isinstance(value, int)})
 
 
 def read_trace(trace: Trace | Sequence[Any], workload: LinearWorkload) -> tuple[Parameters, Evidence, int] | None:
