@@ -10,9 +10,9 @@ import numpy as np
 from .errors import GenerationError
 from .memory import peak_memory
 from .progress import track
+from .runtime.batch_session import BatchSession
 from .runtime.compiled_model import CompiledModel
 from .runtime.profile import Profile, profile, recorded
-from .runtime.session import Session
 from .runtime.tvm_runtime import threads_in_use
 
 
@@ -42,7 +42,7 @@ class BenchmarkResult:
     Parameters
     ----------
     prefill
-        Tokens of the prompt by the time of one `prefill` call, for each length.
+        Tokens of the prompts by the time of one `prefill` call, for each length.
     decode
         New tokens, the most likely one each time, by the time of their `decode` calls, for each length of context.
     weight_bytes
@@ -59,6 +59,8 @@ class BenchmarkResult:
         What was measured.
     device
         Where the kernels ran, such as "cuda:0"; then the peak of memory is the host's, and `threads` ran nothing.
+    batch
+        Sequences that ran at once, with a prompt each: tokens are those of all of them.
     """
 
     prefill: tuple[Speed, ...]
@@ -71,6 +73,7 @@ class BenchmarkResult:
     new_tokens: int
     repeat: int
     device: str = "cpu"
+    batch: int = 1
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -93,8 +96,8 @@ class BenchmarkResult:
         return self.decode[0].length
 
     def decode_bytes_per_second(self, speed: Speed) -> float:
-        """Weights that decoding at that speed reads."""
-        return self.decode_weight_bytes * speed.tokens_per_second
+        """Weights that decoding at that speed reads: once for a token of each sequence."""
+        return self.decode_weight_bytes * speed.tokens_per_second / self.batch
 
     def to_json(self) -> dict[str, Any]:
         """The figures as a JSON value: those of the first lengths, then those of all."""
@@ -104,6 +107,7 @@ class BenchmarkResult:
             "weight_bytes": self.weight_bytes,
             "device": self.device,
             "threads": self.threads,
+            "batch": self.batch,
             "prompt_length": self.prompt_length,
             "context": self.context,
             "new_tokens": self.new_tokens,
@@ -135,13 +139,13 @@ def compare(
     Parameters
     ----------
     models
-        Causal language models by name.
+        Causal language models by name. One that was compiled for several sequences runs as many at once.
     prompt_lengths
-        Tokens of the prompts: random ids, the same in every repeat.
+        Tokens of each prompt: random ids, the same in every repeat.
     contexts
         Tokens in the KV cache before decoding starts; by default, it follows each of the prompts.
     new_tokens
-        Tokens to decode; end tokens don't stop it.
+        Tokens to decode after each prompt; end tokens don't stop it.
     repeat
         Measurements of each model at each length, after one that does not count.
     progress
@@ -159,21 +163,21 @@ def compare(
     """
     contexts = prompt_lengths if contexts is None else contexts
     _check(models, prompt_lengths, contexts, new_tokens, repeat)
-    sessions = {name: Session(model) for name, model in models.items()}
+    sessions = {name: BatchSession(model) for name, model in models.items()}
     lengths = dict.fromkeys((*prompt_lengths, *contexts))
     seconds: dict[tuple[str, int], list[tuple[float, float]]] = {(name, n): [] for name in models for n in lengths}
     threads: dict[str, int] = {}
     turns = [(turn, length, name) for turn in range(repeat + 1) for length in lengths for name in models]
     for turn, length, name in track(turns, "benchmark", progress):
-        measured = _measure(sessions[name], _prompt(models[name], length), new_tokens if length in contexts else 0)
+        measured = _measure(sessions[name], _prompts(models[name], length), new_tokens if length in contexts else 0)
         threads[name] = threads_in_use()
         if turn:
             seconds[name, length].append(measured)
     peak = peak_memory()
     return {
         name: BenchmarkResult(
-            prefill=tuple(_speed(n, n, [prefill for prefill, _ in seconds[name, n]]) for n in prompt_lengths),
-            decode=tuple(_speed(n, new_tokens, [decode for _, decode in seconds[name, n]]) for n in contexts),
+            prefill=tuple(_speed(n, n * batch, [prefill for prefill, _ in seconds[name, n]]) for n in prompt_lengths),
+            decode=tuple(_speed(n, new_tokens * batch, [decode for _, decode in seconds[name, n]]) for n in contexts),
             weight_bytes=model.weight_bytes,
             decode_weight_bytes=_decode_weight_bytes(model, sessions[name]),
             kv_cache_bytes=model.generation.kv_cache_bytes,
@@ -182,8 +186,10 @@ def compare(
             new_tokens=new_tokens,
             repeat=repeat,
             device=str(model.device),
+            batch=batch,
         )
         for name, model in models.items()
+        for batch in (model.generation.batch,)
     }
 
 
@@ -214,20 +220,20 @@ def profile_steps(
         When the tokens don't fit the model's max_seq_len.
     """
     _check({"model": model}, [prompt_length], [context], 1, repeat)
-    session = Session(model)
-    prompt = _prompt(model, prompt_length)
+    session = BatchSession(model)
+    prompts = _prompts(model, prompt_length)
 
     def prefill() -> None:
         session.reset()
-        session.prefill(prompt)
+        session.prefill(prompts)
 
     profiles = {"prefill": profile(model, prefill, repeat=max(repeat // 4, 1))}
     session.reset()
-    token = int(session.prefill(_prompt(model, context))[0].argmax())
+    tokens = _likeliest(session.prefill(_prompts(model, context)))
 
     def decode() -> None:
-        session.length = context
-        session.decode(token)
+        session.lengths[:] = context
+        session.decode(tokens)
 
     return {**profiles, "decode": profile(model, decode, repeat=repeat)}
 
@@ -254,8 +260,15 @@ def _check(
             raise GenerationError(f"{name}: context={max(contexts)} and new_tokens={new_tokens} don't fit {cure}")
 
 
-def _prompt(model: CompiledModel, length: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, model.generation.vocab_size, length)
+def _prompts(model: CompiledModel, length: int) -> np.ndarray:
+    """Random ids `[batch, length]`."""
+    spec = model.generation
+    return np.random.default_rng(0).integers(0, spec.vocab_size, (spec.batch, length))
+
+
+def _likeliest(logits: Sequence[np.ndarray] | np.ndarray) -> dict[int, int]:
+    """The most likely token of each sequence."""
+    return {row: int(scores.argmax()) for row, scores in enumerate(logits)}
 
 
 def _speed(length: int, tokens: int, seconds: Sequence[float]) -> Speed:
@@ -263,17 +276,17 @@ def _speed(length: int, tokens: int, seconds: Sequence[float]) -> Speed:
     return Speed(length, float(tokens / middle), (float(tokens / high), float(tokens / low)))
 
 
-def _decode_weight_bytes(model: CompiledModel, session: Session) -> int:
+def _decode_weight_bytes(model: CompiledModel, session: BatchSession) -> int:
     session.reset()
-    return sum(call.weight_bytes for call in recorded(model, lambda: session.decode(0)))
+    return sum(call.weight_bytes for call in recorded(model, lambda: session.decode({0: 0})))
 
 
-def _measure(session: Session, ids: np.ndarray, new_tokens: int) -> tuple[float, float]:
+def _measure(session: BatchSession, ids: np.ndarray, new_tokens: int) -> tuple[float, float]:
     """Seconds of the prefill and of the decoding."""
     session.reset()
     start = time.perf_counter()
-    token = int(session.prefill(ids)[0].argmax())
+    tokens = _likeliest(session.prefill(ids))
     middle = time.perf_counter()
     for _ in range(new_tokens):
-        token = int(session.decode(token).argmax())
+        tokens = _likeliest(session.decode(tokens))
     return middle - start, time.perf_counter() - middle

@@ -1,4 +1,4 @@
-"""Feeds token windows through the float module, made observable by `relax_passes`, on the host whatever the target."""
+"""Feeds calibration data through the float module, made observable by a Relax pass, on the host whatever the target."""
 
 import mmap
 import tempfile
@@ -12,21 +12,22 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from .calibration_text import Calibration, CalibrationWindows, calibration_windows
+from .calibration_source import CalibrationData, calibration_source
+from .calibration_text import Calibration, CalibrationWindows
 from .errors import CalibrationError, ImportModelError
 from .importers import ImportedModel, ParameterSource
 from .lazy_weights import LazyWeights
 from .memory import default_memory_budget, peak_memory
 from .progress import track
 from .relax_passes.float_linears import FloatLinears
-from .relax_passes.linears import layer_name
+from .relax_passes.linears import find_linears, layer_name
 from .relax_passes.observe_inputs import OBSERVE, ObserveInputs
 from .relax_passes.pipeline import compile_module
 from .runtime.tvm_runtime import VirtualMachine, as_array, as_tensor, use_threads
 from .targets import host_target
 from .vm_callbacks import own_errors
 
-__all__ = ["Calibration", "CalibrationWindows", "Observation", "calibration_windows", "gram_passes", "observe"]
+__all__ = ["Calibration", "CalibrationWindows", "Observation", "calibration_source", "gram_passes", "observe"]
 
 # Rows of a Gram matrix that are mirrored together.
 _MIRROR_BLOCK = 256
@@ -44,8 +45,8 @@ class Observation:
     grams
         Name of each Gram matrix -> `G [K, K]` float32, the sum over tokens of `u u^T`, added up in float64, where u is
         the input x over the root of its mean square: every token counts alike (see `relax_passes.observe_inputs`).
-    tokens
-        How many tokens were seen.
+    count
+        How many tokens or samples were seen.
     source
         Where they came from.
     peak_bytes
@@ -54,7 +55,7 @@ class Observation:
 
     squares: dict[str, np.ndarray]
     grams: dict[str, np.ndarray]
-    tokens: int
+    count: int
     source: str
     peak_bytes: int
 
@@ -90,14 +91,14 @@ def observe(
     imported: ImportedModel,
     squares: Mapping[str, str],
     grams: Mapping[str, str],
-    windows: CalibrationWindows,
+    data: CalibrationData,
     *,
     parameters: ParameterSource | None = None,
     memory_budget: int | None = None,
     threads: int | None = None,
     progress: bool = True,
 ) -> Observation:
-    """Run token windows through the float model and add up squares and Gram matrices of the linears' inputs.
+    """Run calibration data through the float model and add up squares and Gram matrices of the linears' inputs.
 
     Parameters
     ----------
@@ -105,9 +106,10 @@ def observe(
         The float model.
     squares, grams
         Weight name -> name of the sum of squares, or of the Gram matrix, of its linear's input, in the order of the
-        model. One weight for each distinct input is enough. The model runs no further than the last one needs.
-    windows
-        Tokens, one window at a time, each starting from an empty cache.
+        model. One weight for each distinct input is enough. The model runs no further than the last one needs. Linears
+        of entry functions that there are no data for are left out.
+    data
+        Token windows, which run one at a time, each starting from an empty cache; or inputs of entry functions.
     parameters
         Where weights are read; the model's own if not given.
     memory_budget
@@ -121,7 +123,7 @@ def observe(
     Returns
     -------
     Observation
-        Sums over all tokens.
+        Sums over all data.
 
     Raises
     ------
@@ -130,17 +132,34 @@ def observe(
     ImportModelError
         When that is so because weights are, naming the layers.
     """
-    if not squares and not grams:
-        return Observation({}, {}, windows.tokens, windows.source, peak_memory())
     budget = default_memory_budget() if memory_budget is None else memory_budget
     target = host_target(threads=threads)
-    totals = _add_up(imported, target, squares, grams, windows, parameters or imported.parameters, budget, progress)
+    totals: dict[tuple[int, str], np.ndarray] = {}
+    for entry in data.entries:
+        own = {call.weight.name for call in find_linears(imported.module[entry])}
+        own_squares, own_grams = (
+            {weight: name for weight, name in names.items() if weight in own} for names in (squares, grams)
+        )
+        if own_squares or own_grams:
+            found = _add_up(
+                imported,
+                target,
+                entry,
+                own_squares,
+                own_grams,
+                data,
+                parameters or imported.parameters,
+                budget,
+                progress,
+            )
+            for key in list(found):
+                totals[key] = totals[key] + found.pop(key) if key in totals else found.pop(key)
     return Observation(
-        squares={name: totals.pop((1, name)) for name in dict.fromkeys(squares.values())},
+        squares={name: totals.pop((1, name)) for name in dict.fromkeys(squares.values()) if (1, name) in totals},
         # Each float64 total makes place for the next float32 matrix.
-        grams={name: _mirrored(totals.pop((2, name))) for name in dict.fromkeys(grams.values())},
-        tokens=windows.tokens,
-        source=windows.source,
+        grams={name: _mirrored(totals.pop((2, name))) for name in dict.fromkeys(grams.values()) if (2, name) in totals},
+        count=data.count,
+        source=data.source,
         peak_bytes=peak_memory(),
     )
 
@@ -148,44 +167,53 @@ def observe(
 def _add_up(
     imported: ImportedModel,
     target: tvm.target.Target,
+    entry: str,
     squares: Mapping[str, str],
     grams: Mapping[str, str],
-    windows: CalibrationWindows,
+    data: CalibrationData,
     parameters: ParameterSource,
     budget: int,
     progress: bool,
 ) -> dict[tuple[int, str], np.ndarray]:
-    """Totals of all windows by (axes, name). What they were made with (code, cache, weights) is gone on return."""
-    run, accumulator_types, cache_type = _compile(imported, target, squares, grams)
+    """Totals of one entry by (axes, name). What they were made with (code, cache, weights) is gone on return."""
+    run, accumulator_types = _compile(imported, target, entry, squares, grams)
     totals = {key: _zeros(type_) for key, type_ in accumulator_types.items()}
     layers = {(1, name): layer_name(weight) for weight, name in squares.items()}
     layers |= {(2, name): layer_name(weight) for weight, name in grams.items()}
     weights = LazyWeights(parameters, max(budget - sum(total.nbytes for total in totals.values()), 0))
-    cache = as_tensor(_zeros(cache_type))
-    past = as_tensor(np.zeros(imported.metadata.max_batch, np.int32))
-    for number, ids in enumerate(track(windows.ids, "calibrate", progress)):
-        inputs = [as_tensor(ids[None]), as_tensor(np.arange(len(ids))), past, cache]
+    samples: list[tuple[np.ndarray, ...]]
+    if isinstance(data, CalibrationWindows):
+        samples = [(ids[None], np.arange(len(ids))) for ids in data.ids]
+        past, cache = imported.module[entry].params[2:4]
+        state = [as_tensor(_zeros(past.ty)), as_tensor(_zeros(cache.ty))]
+    else:
+        samples, state = list(data.inputs[entry]), []
+    for number, sample in enumerate(track(samples, "calibrate", progress)):
+        inputs = [*(as_tensor(array) for array in sample), *state]
         with own_errors() as noting:
             run(*inputs, *(as_tensor(total) for total in totals.values()), noting(weights))
         if broken := [layers[key] for key, total in totals.items() if not _is_finite(total)]:
-            _raise_not_finite(broken[0], number, windows.source, weights)
+            _raise_not_finite(broken[0], number, data.source, weights)
     return totals
 
 
 def _compile(
-    imported: ImportedModel, target: tvm.target.Target, squares: Mapping[str, str], grams: Mapping[str, str]
-) -> tuple[Callable[..., Any], dict[tuple[int, str], relax.TensorType], relax.TensorType]:
-    """Compile `observe`: the function, the types of its accumulators by (axes, name), and its cache's."""
-    mod = tvm.transform.Sequential([ObserveInputs("prefill", squares, grams), FloatLinears(OBSERVE)])(imported.module)
+    imported: ImportedModel,
+    target: tvm.target.Target,
+    entry: str,
+    squares: Mapping[str, str],
+    grams: Mapping[str, str],
+) -> tuple[Callable[..., Any], dict[tuple[int, str], relax.TensorType]]:
+    """Compile `observe`: the function, and the types of its accumulators by (axes, name)."""
+    mod = tvm.transform.Sequential([ObserveInputs(entry, squares, grams), FloatLinears(OBSERVE)])(imported.module)
     function = mod[OBSERVE]
-    first, last = (int(f.attrs["num_input"]) for f in (imported.module["prefill"], function))
+    first, last = (int(f.attrs["num_input"]) for f in (imported.module[entry], function))
     use_threads(int(target.attrs["num-cores"]))
     with tempfile.TemporaryDirectory(prefix="hwpq-calibrate-") as folder:
         library = Path(folder) / "observe.so"
         compile_module(mod, target, library, lazy_weights=True)
         run = VirtualMachine(library).entry(OBSERVE)
-    accumulators = {(int(param.ty.ndim), str(param.name)): param.ty for param in function.params[first:last]}
-    return run, accumulators, function.params[first - 1].ty
+    return run, {(int(param.ty.ndim), str(param.name)): param.ty for param in function.params[first:last]}
 
 
 def _zeros(type_: relax.TensorType) -> np.ndarray:
@@ -210,7 +238,7 @@ def _raise_not_finite(layer: str, window: int, source: str, weights: LazyWeights
         )
     raise CalibrationError(
         f"layer {layer}: its input is infinite, not a number, or too large to be squared, in calibration window "
-        f"{window} of {source}: the model's activations overflow float32 on this text; calibrate on another one, or "
+        f"{window} of {source}: the model's activations overflow float32 on it; calibrate on other data, or "
         "switch calibration off (calibration=None, --calibration none)."
     )
 

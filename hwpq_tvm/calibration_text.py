@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from importlib import resources
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import CalibrationError
 from .importers import ImportedModel
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SHIPPED = "the text that ships with hwpq_tvm"
 
@@ -58,9 +61,24 @@ class CalibrationWindows:
     source: str
 
     @property
-    def tokens(self) -> int:
+    def entries(self) -> tuple[str, ...]:
+        """The entry functions that run on the windows."""
+        return ("prefill",)
+
+    @property
+    def count(self) -> int:
         """Number of tokens in all windows."""
         return sum(len(window) for window in self.ids)
+
+    @property
+    def unit(self) -> str:
+        """What is counted."""
+        return "tokens"
+
+    @property
+    def content(self) -> Any:
+        """What tells these data from others, as a JSON value."""
+        return [ids.tolist() for ids in self.ids]
 
 
 def calibration_windows(calibration: Any, imported: ImportedModel) -> CalibrationWindows:
@@ -84,34 +102,36 @@ def calibration_windows(calibration: Any, imported: ImportedModel) -> Calibratio
         When a file is missing, no text, or empty; when text is given and the model has no tokenizer; when token ids
         are no integers, none at all, outside the vocabulary or longer than the model's sequences.
     """
+    model = imported.metadata.causal_lm
+    assert model is not None
     if not isinstance(calibration, Calibration):
         calibration = Calibration(calibration)
-    source, length = calibration.source, min(calibration.length, imported.metadata.max_seq_len)
+    source, length = calibration.source, min(calibration.length, model.max_seq_len)
     if isinstance(source, str | PathLike):
-        text, name = _read(source)
-        ids = _tokenize([text], name, imported)[0]
-        return CalibrationWindows(_spread(ids, calibration.samples, length), name)
+        text, name = read_text(source)
+        ids = _tokenize([text], name, imported, model.vocab_size)[0]
+        return CalibrationWindows(spread(ids, calibration.samples, length), name)
     if isinstance(source, Sequence) and len(source) and all(isinstance(text, str) for text in source):
         name = f"{len(source)} texts given"
-        windows = [ids[:length] for ids in _tokenize(source, name, imported)]
+        windows = [ids[:length] for ids in _tokenize(source, name, imported, model.vocab_size)]
         return CalibrationWindows(tuple(windows), name)
-    rows, stream = _token_rows(source)
+    rows, stream = token_rows(source)
     for row in rows:
-        _check_tokens(row, imported)
+        check_tokens(row, model.vocab_size)
     if stream:
-        return CalibrationWindows(_spread(rows[0], calibration.samples, length), f"{len(rows[0])} token ids given")
+        return CalibrationWindows(spread(rows[0], calibration.samples, length), f"{len(rows[0])} token ids given")
     longest = max(len(row) for row in rows)
-    if longest > imported.metadata.max_seq_len:
+    if longest > model.max_seq_len:
         raise CalibrationError(
             f"a calibration window of {longest} tokens is longer than the model's max_seq_len of "
-            f"{imported.metadata.max_seq_len}: give shorter windows, one flat array (it is cut into windows), or a "
-            "larger max_seq_len."
+            f"{model.max_seq_len}: give shorter windows, one flat array (it is cut into windows), or a larger "
+            "max_seq_len."
         )
     return CalibrationWindows(tuple(rows), f"{len(rows)} windows of token ids given")
 
 
-def _read(source: "str | PathLike[str]") -> tuple[str, str]:
-    """A text and its name."""
+def read_text(source: "str | PathLike[str]") -> tuple[str, str]:
+    """Read a text; it comes with its name."""
     if source == "default":
         return resources.files("hwpq_tvm").joinpath("data/calibration.txt").read_text(encoding="utf-8"), SHIPPED
     path = Path(source)
@@ -129,8 +149,14 @@ def _read(source: "str | PathLike[str]") -> tuple[str, str]:
     return text, str(path)
 
 
-def _tokenize(texts: Sequence[str], name: str, imported: ImportedModel) -> list[np.ndarray]:
-    """Token ids of each text."""
+def load_tokenizer(imported: ImportedModel) -> "Tokenizer":
+    """Make the tokenizer of a model, which neither cuts nor pads.
+
+    Raises
+    ------
+    CalibrationError
+        When the model has none.
+    """
     if "tokenizer.json" not in imported.tokenizer_files:
         raise CalibrationError(
             "the model comes without tokenizer.json, so calibration text can't be tokenized: give a folder to which "
@@ -140,22 +166,34 @@ def _tokenize(texts: Sequence[str], name: str, imported: ImportedModel) -> list[
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(imported.tokenizer_files["tokenizer.json"].decode())
-    encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _tokenize(texts: Sequence[str], name: str, imported: ImportedModel, vocab_size: int) -> list[np.ndarray]:
+    """Token ids of each text."""
+    encoded = load_tokenizer(imported).encode_batch(list(texts), add_special_tokens=False)
     rows = [np.asarray(encoding.ids, dtype=np.int64) for encoding in encoded]
     for number, row in enumerate(rows):
-        where = name if len(rows) == 1 else f"{number} (from 0) of {name}"
         if row.size == 0:
+            where = name if len(rows) == 1 else f"{number} (from 0) of {name}"
             raise CalibrationError(f"calibration text {where}: the model's tokenizer makes no token of it.")
-        if row.max() >= imported.metadata.vocab_size:
-            raise CalibrationError(
-                f"the tokenizer gives token {row.max()}, but the model knows {imported.metadata.vocab_size} tokens: "
-                "tokenizer and model do not belong together; give the model's own tokenizer files."
-            )
+        check_tokenizer(row, vocab_size)
     return rows
 
 
-def _token_rows(source: Any) -> tuple[list[np.ndarray], bool]:
-    """Rows of token ids as they were given, and whether they are one stream to be cut."""
+def check_tokenizer(ids: np.ndarray, vocab_size: int) -> None:
+    """Raise CalibrationError when a tokenizer gives ids that its model does not know."""
+    if ids.max() >= vocab_size:
+        raise CalibrationError(
+            f"the tokenizer gives token {ids.max()}, but the model knows {vocab_size} tokens: tokenizer and model do "
+            "not belong together; give the model's own tokenizer files."
+        )
+
+
+def token_rows(source: Any) -> tuple[list[np.ndarray], bool]:
+    """Make rows of token ids as they were given, and say whether they are one stream to be cut."""
     given = "expected a text file, a list of strings, or token ids (integers, in one or two dimensions)"
     try:
         nested = isinstance(source, Sequence) and len(source) > 0 and hasattr(source[0], "__len__")
@@ -173,8 +211,8 @@ def _token_rows(source: Any) -> tuple[list[np.ndarray], bool]:
     return [row.astype(np.int64) for row in rows], stream
 
 
-def _check_tokens(ids: np.ndarray, imported: ImportedModel) -> None:
-    known = imported.metadata.vocab_size
+def check_tokens(ids: np.ndarray, known: int) -> None:
+    """Raise CalibrationError when token ids that were given are none of the model's, which are `known`."""
     if outside := ids[(ids < 0) | (ids >= known)].tolist():
         raise CalibrationError(
             f"calibration token {outside[0]} is none of the model's, which are 0 to {known - 1}: give the ids of the "
@@ -182,8 +220,8 @@ def _check_tokens(ids: np.ndarray, imported: ImportedModel) -> None:
         )
 
 
-def _spread(ids: np.ndarray, count: int, length: int) -> tuple[np.ndarray, ...]:
-    """At most `count` windows, evenly spread."""
+def spread(ids: np.ndarray, count: int, length: int) -> tuple[np.ndarray, ...]:
+    """Cut at most `count` windows out of a text, evenly spread."""
     starts = range(0, max(len(ids) - length, 0) + 1, length)
     chosen = np.linspace(0, len(starts) - 1, min(count, len(starts))).round().astype(int)
     return tuple(ids[starts[i] : starts[i] + length] for i in chosen)

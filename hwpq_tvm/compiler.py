@@ -1,5 +1,6 @@
 """`build`: a model in, a compiled model out. The phases stand below one after the other."""
 
+import functools
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,23 +11,27 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 
-from .calibration import Calibration, calibration_windows
+from .calibration_source import CalibrationSource, calibration_source
+from .calibration_text import Calibration
 from .config import HWPQConfig
 from .cpu import host_cores
 from .cuda_toolkit import Fatbin, find_compiler
+from .entry_specs import entry_specs
 from .errors import ConfigError, ImportModelError
 from .finished_layers import FinishedLayers, fingerprint
-from .importers import ImportedModel, import_model
+from .importers import CausalLMMetadata, ImportedModel, import_model
+from .kept_masks import keep_masks
 from .layer_report import build_report, plan_report, tuning_report
 from .memory import default_memory_budget
 from .relax_passes.compress_linears import CompressLinears
 from .relax_passes.packing import arranged, packing_groups
 from .relax_passes.pipeline import Dump, compile_module, no_dump
-from .relax_passes.plan import make_plan
+from .relax_passes.plan import Plan, make_plan
 from .runtime.compiled_model import CompiledModel
-from .runtime.manifest import EntrySpec, GenerationSpec, Manifest, TensorSpec
+from .runtime.manifest import GenerationSpec, Manifest, TensorSpec
+from .schedules.records import TuningRecords
 from .stages import compress_model
 from .targets import check_native, cpu_features, cpu_part, resolve_target
 from .tuning.logs import find_records
@@ -38,6 +43,9 @@ def build(
     *,
     config: HWPQConfig | None = None,
     calibration: "Calibration | str | Path | Sequence[Any] | np.ndarray | None" = "default",
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    params: Mapping[str, Any] | None = None,
     max_batch: int = 1,
     max_seq_len: int = 2048,
     threads: int | None = None,
@@ -53,7 +61,8 @@ def build(
     Parameters
     ----------
     model
-        A Hugging Face causal language model: its folder, a live `PreTrainedModel`, or a GGUF file.
+        A Hugging Face model: its folder, a live `PreTrainedModel`, or a GGUF file; any `torch.nn.Module` with
+        `example_inputs`, or a `torch.export.ExportedProgram`; an ONNX file or `ModelProto`; a Relax `IRModule`.
     target
         `"cpu"` (this machine), `"cpu:x86-64-v3"` and the like, `"cuda"` (the GPU of this machine), `"cuda:sm_80"` and
         the like, which needs no GPU, or a `tvm.target.Target`. nvcc has to be there for GPUs.
@@ -64,8 +73,18 @@ def build(
         `"default"` for the text that ships with the package, the path of a UTF-8 text file, a list of texts, token ids,
         or a `Calibration` that says how much of one of these; None calibrates nothing: then every layer is pruned by
         magnitude and nothing is adjusted.
+        For models that are no causal language models also a list of tuples of inputs, or such lists by entry function;
+        `"default"` falls back to `example_inputs`, or to nothing, where the text can't be read.
+    example_inputs
+        Inputs by which a torch module is traced: a tuple of tensors, or a dictionary of them by name.
+    dynamic_shapes
+        Dimensions of these inputs that vary, as `torch.export.export` takes them; for ONNX models
+        `{input: {axis: size or name}}`.
+    params
+        Values of the weights of a Relax module, by name, or as `relax.frontend.detach_params` gives them.
     max_batch
-        Sequences that run at once.
+        Sequences that run at once: prompts of any lengths, see `CompiledModel.generate_batch`. What computes one
+        sequence computes all of them, so a model for several is slower with one.
     max_seq_len
         Tokens, prompt and answer together, that the KV cache holds.
     threads
@@ -113,34 +132,39 @@ def build(
     records = find_records(resolved, None if tuning_logs is None else Path(tuning_logs))
 
     # 1. import: the model as Relax, weights as parameters that are read when they are needed.
+    importing = functools.partial(
+        import_model,
+        model,
+        max_seq_len=max_seq_len,
+        kv_cache_dtype=config.kv_cache_dtype,
+        example_inputs=example_inputs,
+        dynamic_shapes=dynamic_shapes,
+        params=params,
+    )
     with clock("import"):
-        imported = import_model(
-            model, max_batch=max_batch, max_seq_len=max_seq_len, kv_cache_dtype=config.kv_cache_dtype
-        )
+        imported = importing(max_batch=max_batch)
         dump("import", imported.module)
 
     # 2. plan: one scheme per linear. What can fail fails here, before any work on weights.
     with clock("plan"):
-        planned = make_plan(
-            imported.module,
-            imported.entries,
-            config,
-            calibrated=calibration is not None,
-            target=resolved,
-            records=records,
-        )
-        calibrates = calibration is not None and planned.needs_calibration
-        windows = calibration_windows(calibration, imported) if calibrates else None
+        source = calibration_source(calibration, imported)
+        planned = keep_masks(_plan(imported, config, source, resolved, records), imported.parameters)
+        data = source.read() if source.entries and planned.needs_calibration else None
         groups = packing_groups(planned)
         folder = None if work_dir is None else _folder(work_dir, "work_dir")
-        depends_on = fingerprint(imported, groups, windows) if folder else {}
+        depends_on = fingerprint(imported, groups, data) if folder else {}
         finished = FinishedLayers(folder, depends_on, resume=resume)
 
     # 3 and 4. calibrate on the host, and compress: as the module `transform_params`, run layer by layer.
+    with clock("import"):
+        # Windows of text are read one at a time, by the same model for one sequence.
+        causal_lm = imported.metadata.causal_lm
+        several = data is not None and causal_lm is not None and causal_lm.max_batch > 1
+        observed = importing(max_batch=1) if several else imported
     calibrated = compress_model(
-        imported,
+        observed,
         groups,
-        windows,
+        data,
         finished,
         memory_budget=memory_budget,
         sequential=config.sequential,
@@ -165,7 +189,17 @@ def build(
 
     manifest = _manifest(mod, resolved, config, imported, weights, compiled.device_code)
     report = build_report(
-        planned, mod, imported, compressed, compiled.choices, resolved, calibrated, weights, clock.seconds, records
+        planned,
+        mod,
+        imported,
+        compressed,
+        compiled.choices,
+        resolved,
+        calibrated,
+        weights,
+        clock.seconds,
+        records,
+        source.notes,
     )
     if manifest.generation is not None:
         report["model"]["kv_cache_bytes"] = manifest.generation.kv_cache_bytes
@@ -180,6 +214,9 @@ def plan(
     *,
     config: HWPQConfig | None = None,
     calibration: "Calibration | str | Path | Sequence[Any] | np.ndarray | None" = "default",
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    params: Mapping[str, Any] | None = None,
     max_batch: int = 1,
     max_seq_len: int = 2048,
     threads: int | None = None,
@@ -197,16 +234,37 @@ def plan(
     resolved = resolve_target(target, threads=threads)
     config = config or HWPQConfig()
     records = find_records(resolved, None if tuning_logs is None else Path(tuning_logs))
-    imported = import_model(model, max_batch=max_batch, max_seq_len=max_seq_len, kv_cache_dtype=config.kv_cache_dtype)
-    planned = make_plan(
+    imported = import_model(
+        model,
+        max_batch=max_batch,
+        max_seq_len=max_seq_len,
+        kv_cache_dtype=config.kv_cache_dtype,
+        needs_weights=False,
+        example_inputs=example_inputs,
+        dynamic_shapes=dynamic_shapes,
+        params=params,
+    )
+    source = calibration_source(calibration, imported)
+    planned = _plan(imported, config, source, resolved, records)
+    return plan_report(planned, imported, source.notes) | {"tuning": tuning_report(records, {})}
+
+
+def _plan(
+    imported: ImportedModel,
+    config: HWPQConfig,
+    source: CalibrationSource,
+    target: tvm.target.Target,
+    records: TuningRecords,
+) -> Plan:
+    return make_plan(
         imported.module,
         imported.entries,
         config,
-        calibrated=calibration is not None,
-        target=resolved,
+        calibrated=source.entries,
+        target=target,
         records=records,
+        has_lm_head=imported.metadata.causal_lm is not None,
     )
-    return plan_report(planned, imported) | {"tuning": tuning_report(records, {})}
 
 
 class _Clock:
@@ -261,11 +319,6 @@ def _weights(
     return found
 
 
-def _tensor(name: str, type_: relax.TensorType) -> TensorSpec:
-    shape = tuple(int(dim) if isinstance(dim, tirx.IntImm) else str(dim.name) for dim in type_.shape.values)
-    return TensorSpec(name, shape, str(type_.dtype))
-
-
 def _manifest(
     mod: tvm.IRModule,
     target: tvm.target.Target,
@@ -275,19 +328,13 @@ def _manifest(
     device_code: Fatbin | None,
 ) -> Manifest:
     metadata = imported.metadata
-    entries = {}
-    for entry in imported.entries:
-        function = mod[entry]
-        inputs = [_tensor(str(p.name), p.ty) for p in function.params[: int(function.attrs["num_input"])]]
-        outputs = [_tensor(f"output_{i}", type_) for i, type_ in enumerate(function.ret_ty.fields)]
-        entries[entry] = EntrySpec(tuple(inputs), tuple(outputs))
     return Manifest(
         hwpq_tvm_version=version("hwpq-tvm"),
         tvm_version=version("apache-tvm"),
         tvm_ffi_version=version("apache-tvm-ffi"),
         target=target.export(),
         required_features=tuple(sorted(cpu_features(target))),
-        entries=entries,
+        entries=entry_specs(mod, imported.entries),
         parameters=tuple(TensorSpec(name, array.shape, array.dtype.name) for name, array in weights.items()),
         config=config.to_json(),
         source={
@@ -296,14 +343,18 @@ def _manifest(
             "bytes": metadata.source_bytes,
             "architecture": metadata.architecture,
         },
-        generation=GenerationSpec(
-            batch=metadata.kv_cache_shape[2],
-            max_seq_len=metadata.max_seq_len,
-            kv_cache_shape=metadata.kv_cache_shape,
-            kv_cache_dtype=metadata.kv_cache_dtype,
-            eos_token_ids=metadata.eos_token_ids,
-            bos_token_id=metadata.bos_token_id,
-            vocab_size=metadata.vocab_size,
-        ),
+        generation=None if metadata.causal_lm is None else _generation(metadata.causal_lm),
         device_code=None if device_code is None else device_code.facts(),
+    )
+
+
+def _generation(metadata: CausalLMMetadata) -> GenerationSpec:
+    return GenerationSpec(
+        batch=metadata.max_batch,
+        max_seq_len=metadata.max_seq_len,
+        kv_cache_shape=metadata.kv_cache_shape,
+        kv_cache_dtype=metadata.kv_cache_dtype,
+        eos_token_ids=metadata.eos_token_ids,
+        bos_token_id=metadata.bos_token_id,
+        vocab_size=metadata.vocab_size,
     )

@@ -9,8 +9,8 @@ import numpy as np
 
 from .errors import GenerationError, HwpqError
 from .progress import track
+from .runtime.batch_session import BatchSession
 from .runtime.compiled_model import CompiledModel
-from .runtime.session import Session
 
 _ROWS = 64  # positions whose logits are widened to float64 at once
 
@@ -52,7 +52,8 @@ def perplexity(
     """Measure the perplexity of a causal language model.
 
     The text is turned into tokens once, and cut into windows that do not overlap. Each window is read from an empty
-    KV cache, and every token of it but the first is predicted from those before it.
+    KV cache, and every token of it but the first is predicted from those before it. A model that was compiled for
+    several sequences reads as many windows at once.
 
     Parameters
     ----------
@@ -98,13 +99,12 @@ def perplexity(
     pieces = [ids[start : min(start + window_length, stop)] for start in range(0, stop, window_length)]
     pieces = [piece for piece in pieces if len(piece) >= 2]
 
-    session = Session(model)
-    total, tokens = 0.0, 0
-    for piece in track(pieces, "perplexity", progress):
-        session.reset()
-        logits = session.prefill(piece, all_logits=True)
-        total += _negative_log_likelihood(logits[:-1], piece[1:])
-        tokens += len(piece) - 1
+    session = BatchSession(model)
+    groups = [pieces[start : start + spec.batch] for start in range(0, len(pieces), spec.batch)]
+    total = sum(
+        _group_loss(session, group, -(-window_length // spec.batch)) for group in track(groups, "perplexity", progress)
+    )
+    tokens = sum(len(piece) - 1 for piece in pieces)
     mean = total / tokens
     if not math.isfinite(mean):
         raise HwpqError("the model's logits are not finite, so it has no perplexity: build it again, or report a bug.")
@@ -116,6 +116,21 @@ def _exp(value: float) -> float:
         return math.exp(value)
     except OverflowError:
         return math.inf
+
+
+def _group_loss(session: BatchSession, windows: Sequence[np.ndarray], step: int) -> float:
+    """Loss of windows side by side, `step` tokens of each at a time: the logits of all take as much memory as of one.
+
+    The first window is the longest.
+    """
+    session.reset()
+    loss = 0.0
+    for start in range(0, len(windows[0]), step):
+        found = session.prefill([window[start : start + step] for window in windows], all_logits=True)
+        for window, logits in zip(windows, found, strict=True):
+            targets = window[start + 1 : start + 1 + len(logits)]
+            loss += _negative_log_likelihood(logits[: len(targets)], targets)
+    return loss
 
 
 def _negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> float:

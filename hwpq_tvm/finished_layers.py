@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from .calibration_text import CalibrationWindows
+from .calibration_source import CalibrationData
 from .errors import ConfigError
 from .importers import ImportedModel
 from .relax_passes.packing import compressed_types, packed_name
@@ -112,9 +112,7 @@ class FinishedLayers:
         return arrays if all(n in arrays and arrays[n].shape == shape for n, shape in expected.items()) else None
 
 
-def fingerprint(
-    imported: ImportedModel, groups: Sequence[LinearGroup], windows: CalibrationWindows | None
-) -> dict[str, Any]:
+def fingerprint(imported: ImportedModel, groups: Sequence[LinearGroup], data: CalibrationData | None) -> dict[str, Any]:
     """What the compressed layers of a model depend on, by name.
 
     Parameters
@@ -123,7 +121,7 @@ def fingerprint(
         The float model.
     groups
         Its packed groups, with their schemes.
-    windows
+    data
         What it is calibrated on; None where nothing is.
     """
     metadata = imported.metadata
@@ -141,7 +139,7 @@ def fingerprint(
             hashlib.sha256(content).hexdigest(),
         ],
         "configuration": [(linear.weight, asdict(linear.scheme), linear.format.source.label) for linear in layers],
-        "calibration": None if windows is None else [ids.tolist() for ids in windows.ids],
+        "calibration": None if data is None else data.content,
         "version of hwpq_tvm": version("hwpq-tvm"),
     }
 

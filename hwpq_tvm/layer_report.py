@@ -26,8 +26,8 @@ from .stages import CalibrationSummary
 DAMAGING_ERROR = 0.15
 
 
-def plan_report(plan: Plan, imported: ImportedModel) -> dict[str, Any]:
-    """Report of a plan: everything that is known before any weight is read."""
+def plan_report(plan: Plan, imported: ImportedModel, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Report of a plan: everything that is known before any weight is read, and what there is to note besides."""
     layers = [_layer(layer, plan.rivals.get(layer.weight, {})) for layer in plan.layers]
     weights = sum(layer.N * layer.K for layer in plan.layers)
     bits = sum(layer.format.bits_per_weight(layer.N, layer.K) * layer.N * layer.K for layer in plan.layers)
@@ -42,6 +42,7 @@ def plan_report(plan: Plan, imported: ImportedModel) -> dict[str, Any]:
             "bits_per_weight": bits / weights,
         },
         "reconstruction": plan.reconstruction,
+        "notes": [*imported.notes, *notes],
         "warnings": _warnings(plan),
     }
 
@@ -57,6 +58,7 @@ def build_report(
     weights: Mapping[str, np.ndarray],
     seconds: Mapping[str, float],
     records: TuningRecords,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Report of a build.
 
@@ -82,13 +84,15 @@ def build_report(
         Time of each phase.
     records
         Tuning records that kernels were chosen by.
+    notes
+        What there is to tell besides what the import found.
 
     Returns
     -------
     dict
-        `layers`, `model`, `calibration`, `tuning`, `seconds`, `warnings`.
+        `layers`, `model`, `calibration`, `tuning`, `seconds`, `notes`, `warnings`.
     """
-    report = plan_report(plan, imported)
+    report = plan_report(plan, imported, notes)
     kernels = _kernels(mod, imported.entries)
     predictions = {name: _predicted(mod[name], target, records) for each in kernels.values() for name in each.values()}
     parameters = {
@@ -110,7 +114,7 @@ def build_report(
     report["model"]["weight_bytes"] = sum(array.nbytes for array in weights.values())
     report["calibration"] = {
         "source": calibrated.source,
-        "tokens": calibrated.tokens,
+        calibrated.unit: calibrated.count,
         "passes": calibrated.passes,
         "sequential": calibrated.sequential,
         "peak_bytes": calibrated.peak_bytes,
@@ -118,7 +122,7 @@ def build_report(
     report["resumed_groups"] = calibrated.resumed
     report["tuning"] = tuning_report(records, choices)
     report["seconds"] = dict(seconds)
-    report["warnings"] += _damage(plan, statistics, calibrated=bool(calibrated.tokens))
+    report["warnings"] += _damage(plan, statistics, calibrated=bool(calibrated.count))
     report["warnings"] += _portable(report["layers"], target)
     if alone := sorted(name for name, choice in choices.items() if choice.schedule == "single thread"):
         report["warnings"].append(f"{', '.join(alone)}: no rule spreads it over a GPU, so that one thread of it works")
@@ -243,7 +247,7 @@ def _kernels(mod: tvm.IRModule, entries: tuple[str, ...]) -> dict[str, dict[str,
     for entry in entries:
         for binding in bindings(mod[entry]):
             value = binding.value
-            if not (isinstance(value, relax.Call) and isinstance(value.args[0], tvm.ir.GlobalVar)):
+            if not (isinstance(value, relax.Call) and value.args and isinstance(value.args[0], tvm.ir.GlobalVar)):
                 continue
             name = value.args[0].name_hint
             op = (description(mod[name]) or {}).get("op")

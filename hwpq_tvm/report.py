@@ -56,10 +56,11 @@ def model_lines(report: Mapping[str, Any]) -> list[str]:
         sizes.append(f"{model['bits_per_weight']:.2f} bits per weight")
     lines.append("size: " + ", ".join(sizes))
     calibration = report.get("calibration") or {}
-    if calibration.get("tokens"):
+    unit = "samples" if calibration.get("samples") else "tokens"
+    if calibration.get(unit):
         how = f" in {calibration['passes']} passes" if calibration.get("passes", 1) > 1 else ""
         how += ", later layers behind compressed earlier ones" if calibration.get("sequential") else ""
-        lines.append(f"calibration: {calibration['tokens']} tokens of {calibration.get('source')}{how}")
+        lines.append(f"calibration: {calibration[unit]} {unit} of {calibration.get('source')}{how}")
     elif calibration:
         lines.append("calibration: not needed or not wanted; relative errors are those of the weights, not of outputs")
     if report.get("resumed_groups"):
@@ -77,6 +78,7 @@ def model_lines(report: Mapping[str, Any]) -> list[str]:
             "--json has the working and other formats"
         )
     lines += [_device_code(report["device_code"])] if report.get("device_code") else []
+    lines += [f"note: {note}" for note in report.get("notes") or ()]
     lines += [f"warning: {warning}" for warning in report.get("warnings") or ()]
     return lines
 

@@ -47,6 +47,8 @@ def speed_table(results: Mapping[str, BenchmarkResult], stream: Mapping[int, flo
 def memory_line(result: BenchmarkResult) -> str:
     """What a model takes, and what was measured."""
     where = f"{result.threads} threads" if result.device == "cpu" else f"on {result.device}"
+    if result.batch > 1:
+        where += f", {result.batch} sequences at once"
     return (
         f"weights {megabytes(result.weight_bytes)} ({megabytes(result.decode_weight_bytes)} read by the linears of a "
         f"decode step), KV cache {megabytes(result.kv_cache_bytes)}; {where}, {result.new_tokens} new tokens, "

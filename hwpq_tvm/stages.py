@@ -7,11 +7,13 @@ from typing import Protocol
 
 import numpy as np
 
-from .calibration import CalibrationWindows, Observation, gram_passes, observe
+from .calibration import Observation, gram_passes, observe
+from .calibration_source import CalibrationData
 from .compressed_source import CompressedSource
 from .compression import compress_groups
 from .finished_layers import FinishedLayers
 from .importers import ImportedModel, ParameterSource
+from .relax_passes.linears import find_linears
 from .relax_passes.packing import input_gram_name, input_squares_name
 from .relax_passes.pipeline import Dump
 from .relax_passes.plan import LinearGroup
@@ -33,8 +35,8 @@ class CalibrationSummary:
 
     Attributes
     ----------
-    tokens, source
-        How many tokens of what the model was calibrated on; 0 and None where it was not.
+    count, unit, source
+        How many "tokens" or "samples" of what the model was calibrated on; 0 and None where it was not.
     passes
         How often the model ran over them in this build.
     sequential
@@ -47,7 +49,8 @@ class CalibrationSummary:
         Groups of layers that an earlier build had finished.
     """
 
-    tokens: int = 0
+    count: int = 0
+    unit: str = "tokens"
     source: str | None = None
     passes: int = 0
     sequential: bool = False
@@ -84,7 +87,7 @@ def passes(part: Sequence[LinearGroup], memory_budget: int) -> list[list[LinearG
 def compress_model(
     imported: ImportedModel,
     groups: Sequence[LinearGroup],
-    windows: CalibrationWindows | None,
+    data: CalibrationData | None,
     finished: FinishedLayers,
     *,
     memory_budget: int,
@@ -102,8 +105,8 @@ def compress_model(
         The float model.
     groups
         Every packed group, in the order of the model.
-    windows
-        Calibration tokens; None where nothing asks for them.
+    data
+        What it is calibrated on; None where nothing asks for them.
     finished
         Gets the compressed groups; those that it can take up from an earlier build are not done again.
     memory_budget
@@ -124,9 +127,13 @@ def compress_model(
     """
     missing = {group.name for group in finished.take_up(groups)}
     summary = CalibrationSummary(resumed=len(groups) - len(missing))
-    if windows is not None:
-        summary.tokens, summary.source, summary.sequential = windows.tokens, windows.source, sequential
-        summary.observed = frozenset(each.name for group in groups if group.is_linear for each in group.members)
+    if data is not None:
+        summary.count, summary.unit = data.count, data.unit
+        summary.source, summary.sequential = data.source, sequential
+        fed = {call.weight.name for entry in data.entries for call in find_linears(imported.module[entry])}
+        summary.observed = frozenset(
+            each.name for group in groups if group.is_linear and group.input in fed for each in group.members
+        )
     earlier: list[LinearGroup] = []
     for part in parts(groups, sequential=summary.sequential):
         source = CompressedSource(imported.parameters, earlier, finished) if earlier else imported.parameters
@@ -136,10 +143,10 @@ def compress_model(
                 continue
             squares: Mapping[str, np.ndarray] = {}
             grams: Mapping[str, np.ndarray] = {}
-            if windows is not None:
+            if data is not None:
                 with clock("calibrate"):
                     with_gram = {group.input for group in together if group.needs_gram}
-                    seen = _observe(imported, todo, with_gram, windows, source, memory_budget, threads, progress)
+                    seen = _observe(imported, todo, with_gram, data, source, memory_budget, threads, progress)
                 squares, grams = seen.squares, seen.grams
                 summary.passes, summary.peak_bytes = summary.passes + 1, seen.peak_bytes
                 del seen
@@ -156,7 +163,7 @@ def _observe(
     imported: ImportedModel,
     groups: Sequence[LinearGroup],
     with_gram: Collection[str],
-    windows: CalibrationWindows,
+    data: CalibrationData,
     source: ParameterSource,
     memory_budget: int,
     threads: int,
@@ -168,7 +175,7 @@ def _observe(
         imported,
         {group.input: input_squares_name(group) for group in linears if group.input not in with_gram},
         {group.input: input_gram_name(group) for group in linears if group.input in with_gram},
-        windows,
+        data,
         parameters=source,
         memory_budget=memory_budget,
         threads=threads,

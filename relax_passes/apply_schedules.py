@@ -6,6 +6,7 @@ import tvm
 from tvm import tirx
 
 from hwpq_tvm.schedules import registry
+from hwpq_tvm.schedules.cuda.empty import skip_empty
 from hwpq_tvm.schedules.kernel_attr import description
 from hwpq_tvm.schedules.records import TuningRecords
 
@@ -41,6 +42,8 @@ class ApplySchedules:
                 scheduled, self.choices[gvar.name_hint] = self._schedule(function)
                 # The schedule may start from a function of its own: its name in the module is the one callers know.
                 function = scheduled.with_attr("global_symbol", gvar.name_hint)
+                if self.target.kind.name == "cuda":
+                    function = skip_empty(function)
             functions[gvar] = function
         return tvm.IRModule(functions, attrs=mod.attrs)
 

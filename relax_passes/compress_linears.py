@@ -12,7 +12,7 @@ from hwpq_tvm.schedules.layouts.floats import code_dtype
 from hwpq_tvm.schedules.layouts.tiles import activation_columns, padded_rows
 from hwpq_tvm.schedules.lead import row_count
 
-from .kernel_calls import call_kernel, extents
+from .kernel_calls import bound_as, call_kernel, extents
 from .linears import EmbeddingCall, LinearCall, find_embeddings, find_linears
 from .packing import PackedGroup, packed_group, packing_groups
 from .plan import Plan
@@ -39,7 +39,7 @@ class _UsePacked(PyExprMutator):
         else:
             super().visit_var_binding_(binding)
             return
-        self.set_var_remap(binding.var, result)
+        self.set_var_remap(binding.var, bound_as(self.builder_, binding.var, result))
 
     def _product(self, func: tirx.PrimFunc, args: list[relax.Expr], shape: list[relax.Expr]) -> relax.Var:
         """Call a kernel with one float32 output."""

@@ -6,7 +6,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from hwpq_tvm.schedules.registry import weight_format
 
-from .kernel_calls import call_kernel, extents
+from .kernel_calls import bound_as, call_kernel, extents
 from .linears import find_linears
 
 
@@ -29,7 +29,7 @@ class _UseFloatKernels(PyExprMutator):
         func = self.format.linear(extents(lead), N, K)
         out = [relax.TensorType([*lead, N], "float32")]
         (product,) = call_kernel(self.builder_, func, [activation, call.weight], out)
-        self.set_var_remap(binding.var, product)
+        self.set_var_remap(binding.var, bound_as(self.builder_, binding.var, product))
 
 
 @tvm.transform.module_pass(opt_level=0, name="FloatLinears")

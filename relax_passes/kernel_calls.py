@@ -47,5 +47,16 @@ def call_kernel(
 
 
 def extents(lead: Sequence[relax.Expr]) -> list[int | str]:
-    """Leading dimensions of a tensor as kernel builders take them: symbolic ones by name."""
-    return [int(dim) if isinstance(dim, tirx.IntImm) else dim.name for dim in lead]
+    """Leading dimensions of a tensor as kernel builders take them: symbolic ones by name.
+
+    One that is computed of others, such as `3 * seq_len`, is for a kernel a dimension like any other.
+    """
+    return [
+        int(dim) if isinstance(dim, tirx.IntImm) else dim.name if isinstance(dim, tirx.Var) else f"rows{axis}"
+        for axis, dim in enumerate(lead)
+    ]
+
+
+def bound_as(builder: relax.BlockBuilder, var: relax.Var, value: relax.Expr) -> relax.Expr:
+    """A value that takes the place of a variable: one that is seen outside of its block has to stay so."""
+    return value if isinstance(var, relax.DataflowVar) else builder.emit_output(value)

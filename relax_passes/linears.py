@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import tvm
 from tvm import relax
 
@@ -61,11 +62,20 @@ def bindings(function: relax.Function) -> Iterator[relax.VarBinding]:
                 yield binding
 
 
-def _is_call(expr: relax.Expr | None, op: str) -> bool:
+def is_call(expr: relax.Expr | None, op: str) -> bool:
+    """Whether an expression is a call of a Relax operator."""
     return isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) and expr.op.name == op
 
 
-def _is_matrix(expr: relax.Expr) -> bool:
+def constant_array(expr: relax.Expr) -> np.ndarray | None:
+    """The value of a constant tensor; None for anything else."""
+    if isinstance(expr, tvm.ir.GenericConst) and isinstance(expr.value, tvm.runtime.Tensor):
+        return np.asarray(expr.value.numpy())
+    return None
+
+
+def is_matrix(expr: relax.Expr) -> bool:
+    """Whether an expression is a float32 matrix of known size."""
     return (
         isinstance(expr.ty, relax.TensorType)
         and expr.ty.ndim == 2
@@ -80,14 +90,14 @@ def find_linears(function: relax.Function) -> list[LinearCall]:
     values = {binding.var: binding.value for binding in bindings(function)}
     found = []
     for binding in bindings(function):
-        if not _is_call(binding.value, "relax.matmul"):
+        if not is_call(binding.value, "relax.matmul"):
             continue
         activation, transposed = binding.value.args
         value = values.get(transposed)
-        if value is None or not _is_call(value, "relax.permute_dims"):
+        if value is None or not is_call(value, "relax.permute_dims"):
             continue
         weight, axes = value.args[0], value.attrs.axes
-        if weight not in parameters or not _is_matrix(weight):
+        if weight not in parameters or not is_matrix(weight):
             continue
         if axes is None or [int(axis) % 2 for axis in axes] == [1, 0]:
             found.append(LinearCall(binding.var, activation, weight))
@@ -109,16 +119,16 @@ def find_embeddings(function: relax.Function) -> list[EmbeddingCall]:
     values = {binding.var: binding.value for binding in bindings(function)}
 
     def origin(ids: relax.Expr) -> relax.Expr:
-        while any(_is_call(values.get(ids), op) for op in ("relax.reshape", "relax.astype")):
+        while any(is_call(values.get(ids), op) for op in ("relax.reshape", "relax.astype")):
             ids = values[ids].args[0]
         return ids
 
     return [
         EmbeddingCall(binding.var, function.params[0], binding.value.args[0])
         for binding in bindings(function)
-        if _is_call(binding.value, "relax.take")
+        if is_call(binding.value, "relax.take")
         and binding.value.args[0] in parameters
-        and _is_matrix(binding.value.args[0])
+        and is_matrix(binding.value.args[0])
         and binding.value.attrs.axis == 0
         and origin(binding.value.args[1]).same_as(function.params[0])
     ]

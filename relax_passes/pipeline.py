@@ -13,11 +13,14 @@ from hwpq_tvm.schedules.records import TuningRecords
 from hwpq_tvm.schedules.registry import ScheduleChoice
 
 from .apply_schedules import ApplySchedules
+from .bound_memory import BoundMemory
 from .drop_casts import DropCasts
 from .fuse_gate import FuseGate
 from .fuse_norm import FuseNorm
 from .fuse_rotary import FuseRotary
+from .order_bindings import OrderBindings
 from .static_tensors import StaticTensors
+from .use_top_k import UseTopK
 
 Dump = Callable[[str, tvm.IRModule], None]
 
@@ -54,11 +57,15 @@ def optimise(mod: tvm.IRModule) -> tvm.IRModule:
             FuseNorm(),
             FuseGate(),
             relax.transform.DeadCodeElimination(),
+            UseTopK(),
+            # Sorts and sums so far, which have no TensorIR that legalisation knows.
+            relax.backend.DispatchSortScan(),
             relax.transform.LegalizeOps(),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FoldConstant(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
+            OrderBindings(),
             # Reads the functions of reshapes: it has to come before they become kernels of a GPU.
             relax.transform.RewriteDataflowReshape(),
             relax.transform.DeadCodeElimination(),
@@ -93,6 +100,7 @@ def lower(mod: tvm.IRModule, *, lazy: tuple[str, str] | None = None, lazy_weight
         relax.transform.CallTIRRewrite(),
         # Outputs are named by themselves, no longer as elements of tuples.
         relax.transform.CanonicalizeBindings(),
+        BoundMemory(),
         relax.transform.StaticPlanBlockMemory(),
         relax.transform.LowerAllocTensor(),
         # Weights and results that are handed over one by one outlive the call, so these functions keep no tensors.

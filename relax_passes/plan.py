@@ -6,7 +6,7 @@ An analysis: reads the float module and the configuration, changes nothing, read
 import difflib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -32,10 +32,12 @@ from .linears import (
     output_projections,
 )
 from .reconstruct import predicted_seconds
+from .routers import REASON as ROUTER
+from .routers import routers
 
 # `reconstruct="auto"` adjusts the kept weights while that is predicted to take no longer than this, for all layers.
 AUTO_SECONDS = 600
-_LEAVE = LayerScheme(sparsity=None, dtype="float32")
+_UNTOUCHED = LayerScheme(sparsity=None, dtype="float32", reconstruct="none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +179,10 @@ def make_plan(
     entries: tuple[str, ...],
     config: HWPQConfig,
     *,
-    calibrated: bool,
+    calibrated: bool | Collection[str],
     target: tvm.target.Target | None = None,
     records: TuningRecords | None = None,
+    has_lm_head: bool = True,
 ) -> Plan:
     """Give every linear of `module` a scheme.
 
@@ -188,20 +191,23 @@ def make_plan(
     module
         The imported float module.
     entries
-        Its entry functions; all of them use the same weights.
+        Its entry functions; all of them have the same weights, of which each may use others.
     config
         What the user asks for.
     calibrated
-        Whether sums of squared inputs will be there; without them every metric falls back to `magnitude`.
+        Whether sums of squared inputs will be there, or the entries whose linears will have them; without them every
+        metric falls back to `magnitude`.
     target
         What the model will run on, which decides about formats; None is any CPU.
     records
         Tuning records for the target: what they say of times decides where a scheme leaves 2:4 or dense open.
+    has_lm_head
+        Whether the last linear before the first output is an `lm_head`; otherwise it is a linear like the others.
 
     Returns
     -------
     Plan
-        Groups in the order in which the first entry uses them.
+        Groups in the order in which the entries use them, those of the first entry first.
 
     Raises
     ------
@@ -212,14 +218,28 @@ def make_plan(
     """
     functions = [module[entry] for entry in entries]
     calls = {entry: find_linears(function) for entry, function in zip(entries, functions, strict=True)}
-    first = calls[entries[0]]
+    first = _first_uses(calls.values())
     if not first:
         raise PlanError(
             "the model has no linear layer: expected at least one product of an activation and a float32 weight matrix."
         )
-    embeddings = find_embeddings(functions[0])
+    embeddings = list({call.weight.name: call for f in functions for call in find_embeddings(f)}.values())
     tables = {call.weight.name for call in embeddings}
-    heads = {weight.name for weight in output_projections(functions[0], first)}
+    heads = {
+        weight.name
+        for entry, function in zip(entries, functions, strict=True)
+        for weight in (output_projections(function, calls[entry]) if has_lm_head else ())
+    }
+    observed = {
+        call.weight.name
+        for entry in (entries if isinstance(calibrated, bool) else calibrated)
+        for call in (calls[entry] if calibrated else ())
+    }
+    choosing = {
+        weight.name
+        for entry, function in zip(entries, functions, strict=True)
+        for weight in routers(module, function, calls[entry])
+    }
     _check_patterns(config, [layer_name(call.weight.name) for call in first])
 
     find_format = functools.partial(_format, config=config, target=target)
@@ -227,7 +247,7 @@ def make_plan(
     runs = runs_of_weights(zip(functions, calls.values(), strict=True))
     asked = {
         name: config.scheme(layer_name(name), is_head=name in heads)[0]
-        for name in (call.weight.name for call in first if call.weight.name not in tables)
+        for name in (call.weight.name for call in first if call.weight.name not in tables | choosing)
     }
     choices = choose_sparsities(first, asked, find_format, runs, records, target)
     plans: dict[str, LinearPlan] = {}
@@ -235,6 +255,9 @@ def make_plan(
     for call in first:
         weight = call.weight.name
         if weight in plans:
+            continue
+        if weight in choosing:
+            plans[weight] = LinearPlan(weight, *call.shape, _UNTOUCHED, find_format(_UNTOUCHED), ROUTER)
             continue
         try:
             plans[weight] = _plan_linear(
@@ -244,7 +267,7 @@ def make_plan(
                 choices.get(weight),
                 is_head=weight in heads,
                 is_table=weight in tables,
-                calibrated=calibrated,
+                calibrated=weight in observed,
             )
         except PlanError as error:
             problems.append(str(error))
@@ -257,11 +280,41 @@ def make_plan(
     if problems:
         raise PlanError("\n".join(problems))
     plans, reconstruction = _choose_reconstruction(plans)
-    groups = _group(first, plans)
-    for entry in entries[1:]:
-        assert _group(calls[entry], plans) == groups, f"{entry} groups its linears differently from {entries[0]}"
+    groups = _same_in_all(_group(first, plans), [_group(each, plans) for each in calls.values()])
     tables_packed = tuple(plans.get(table.weight, table) for table in table_plans if table.format.packs)
     return Plan(groups, tables_packed, reconstruction, _rivals(groups, target, runs, records))
+
+
+def _first_uses(calls: Iterable[list[LinearCall]]) -> list[LinearCall]:
+    """The linears of several functions, those of each weight as the first function has them that has any."""
+    first: dict[str, list[LinearCall]] = {}
+    for linears in calls:
+        own: dict[str, list[LinearCall]] = {}
+        for call in linears:
+            own.setdefault(call.weight.name, []).append(call)
+        first |= {weight: uses for weight, uses in own.items() if weight not in first}
+    return [call for uses in first.values() for call in uses]
+
+
+def _same_in_all(
+    groups: tuple[LinearGroup, ...], per_entry: Sequence[tuple[LinearGroup, ...]]
+) -> tuple[LinearGroup, ...]:
+    """Take groups apart that are not the same in every entry function that has some of their linears."""
+    members = {
+        group: {
+            frozenset(other.members) for each in per_entry for other in each if set(other.members) & set(group.members)
+        }
+        for group in groups
+    }
+    return tuple(
+        part
+        for group, found in members.items()
+        for part in (
+            [group]
+            if found == {frozenset(group.members)}
+            else [LinearGroup((member,), member.weight) for member in group.members]
+        )
+    )
 
 
 def _check_patterns(config: HWPQConfig, names: list[str]) -> None:
@@ -328,7 +381,7 @@ def _fitted(
                 "or group_policy 'pad' or 'skip'."
             )
         if config.group_policy == "skip":
-            scheme, reason = replace(_LEAVE, reconstruct="none"), why
+            scheme, reason = _UNTOUCHED, why
         else:
             reason = reason or f"{why}: its last group is a short one"
     return LinearPlan(weight, n, k, scheme, find_format(scheme), reason)

@@ -49,10 +49,14 @@ def runs_of_call(function: relax.Function, lead: Sequence[relax.Expr]) -> dict[i
     """
     if all(isinstance(dim, tirx.IntImm) for dim in lead):
         return runs_per_request([prod(map(int, lead))])
-    if _names(lead) <= _names(function.params[0].ty.shape.values):
+    first, *others = (_names(getattr(getattr(param.ty, "shape", None), "values", ())) for param in function.params)
+    if _names(lead) <= first:
         return runs_per_request([None])
-    # The output projection reads as many positions as logits are asked for, which of a prompt is the last one.
-    return {BUCKETS[0]: 1.0}
+    if _names(lead) <= first.union(*others):
+        # The output projection reads as many positions as logits are asked for, which of a prompt is the last one.
+        return {BUCKETS[0]: 1.0}
+    # Known on the way only: the tokens of an expert. Of a prompt they are some, of the one that is decoded one or none.
+    return runs_per_request([None]) if first else {BUCKETS[0]: float(NEW_TOKENS)}
 
 
 def added(runs: Iterable[Mapping[int, float]]) -> dict[int, float]:

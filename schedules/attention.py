@@ -65,7 +65,9 @@ def attention(
     softcap
         Bound of the scores; None for none.
     score_bias
-        Whether there is an argument ``bias [batch, heads, seq_len, max_len]`` that is added to the scores.
+        Whether there is an argument ``bias [heads, max_len]`` that is added to the scores of a key, the same for all
+        queries: a bias of ``slope * (key - query)`` (ALiBi) weighs as ``slope * key`` does, because a softmax does not
+        see what is added to all scores of a query.
 
     Returns
     -------
@@ -96,7 +98,7 @@ def attention(
         cache_shape = (layers, 2, batch, kv_heads, max_len, row_elements(head_dim, cache_dtype))
         cache = argument("kv_cache", cache_shape, cache_dtype)
         past_lengths = argument("past_lengths", (batch,), "int32")
-        bias = argument("bias", (batch, heads, length, max_len), "float32") if score_bias else None
+        bias = argument("bias", (heads, max_len), "float32") if score_bias else None
         layer = T.arg("layer", T.int64())
         out = argument("out", (batch, length, heads, head_dim), "float32")
         probability = T.alloc_buffer((max_len,), "float32", layout=None)
@@ -122,7 +124,7 @@ def attention(
                 if softcap is not None:
                     score = T.tanh(score / T.float32(softcap)) * T.float32(softcap)
                 if bias is not None:
-                    score = score + bias[b, h, i, j]
+                    score = score + bias[h, j]
                 store(probability, [j], score)
                 store(top, [0], T.max(top[0], probability[j]))
             store(total, [0], T.float32(0))
@@ -169,13 +171,12 @@ class AttentionFields:
         length = symbol("seq_len") if self.seq_len == -1 else self.seq_len
         row = row_elements(self.head_dim, self.cache_dtype)
         cache_shape = (self.layers, 2, self.batch, self.kv_heads, self.max_len, row)
-        bias_shape = (self.batch, self.heads, length, self.max_len)
         return AttentionArguments(
             length=length,
             query=argument("query", (self.batch, self.heads, length, self.head_dim), "float32"),
             cache=argument("kv_cache", cache_shape, self.cache_dtype),
             past_lengths=argument("past_lengths", (self.batch,), "int32"),
-            bias=argument("bias", bias_shape, "float32") if self.score_bias else None,
+            bias=argument("bias", (self.heads, self.max_len), "float32") if self.score_bias else None,
             layer=T.arg("layer", T.int64()),
             out=argument("out", (self.batch, length, self.heads, self.head_dim), "float32"),
         )

@@ -15,7 +15,9 @@ from hwpq_tvm.schedules import linear_tuning
 from hwpq_tvm.schedules.cpu import (
     activations,
     attention,
+    dense_attention,
     dispatch,
+    experts,
     gate,
     generic,
     gram,
@@ -25,10 +27,13 @@ from hwpq_tvm.schedules.cpu import (
     norm,
     rotary,
     rows,
+    top_k,
 )
 from hwpq_tvm.schedules.cuda import activations as cuda_activations
 from hwpq_tvm.schedules.cuda import attention as cuda_attention
+from hwpq_tvm.schedules.cuda import dense_attention as cuda_dense_attention
 from hwpq_tvm.schedules.cuda import embedding as cuda_embedding
+from hwpq_tvm.schedules.cuda import experts as cuda_experts
 from hwpq_tvm.schedules.cuda import gate as cuda_gate
 from hwpq_tvm.schedules.cuda import generic as cuda_generic
 from hwpq_tvm.schedules.cuda import kv_cache as cuda_kv_cache
@@ -36,6 +41,7 @@ from hwpq_tvm.schedules.cuda import linear as cuda_linear
 from hwpq_tvm.schedules.cuda import norm as cuda_norm
 from hwpq_tvm.schedules.cuda import rotary as cuda_rotary
 from hwpq_tvm.schedules.cuda import simt
+from hwpq_tvm.schedules.cuda import top_k as cuda_top_k
 from hwpq_tvm.schedules.cuda.architectures import ARCHITECTURES, Architecture, architecture_of
 from hwpq_tvm.schedules.kernel_attr import description
 from hwpq_tvm.schedules.layouts import mma
@@ -191,12 +197,17 @@ KERNELS: dict[KernelKey, Entry] = {
 # Kernels other than linears: op -> schedule, for every CPU and every GPU. Compression runs on CPUs only.
 _CPU_KERNELS: dict[str, ScheduleFunction] = {
     "attention": attention.schedule,
+    "dense_attention": dense_attention.schedule,
     "kv_cache_update": attention.schedule,
     "rotary_update": rotary.schedule,
     "norm": norm.schedule,
     "gate": gate.schedule,
     "quantize_activations": activations.schedule,
     "embedding": rows.embedding,
+    "expert_routing": experts.routing,
+    "expert_rows": experts.rows,
+    "expert_sum": experts.add,
+    "top_k": top_k.schedule,
     **dict.fromkeys(("compress", "contribution_factors", "select"), rows.weight_rows),
     **dict.fromkeys(("normalize_rows", "row_products", "cg_start", "cg_step", "regrow"), rows.weight_rows),
     "gram": gram.schedule,
@@ -204,12 +215,17 @@ _CPU_KERNELS: dict[str, ScheduleFunction] = {
 }
 _CUDA_KERNELS: dict[str, ScheduleFunction] = {
     "attention": cuda_attention.schedule,
+    "dense_attention": cuda_dense_attention.schedule,
     "kv_cache_update": cuda_kv_cache.schedule,
     "rotary_update": cuda_rotary.schedule,
     "norm": cuda_norm.schedule,
     "gate": cuda_gate.schedule,
     "quantize_activations": cuda_activations.schedule,
     "embedding": cuda_embedding.schedule,
+    "expert_routing": cuda_experts.routing,
+    "expert_rows": cuda_experts.rows,
+    "expert_sum": cuda_experts.add,
+    "top_k": cuda_top_k.schedule,
 }
 
 

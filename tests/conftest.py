@@ -30,6 +30,14 @@ def tiny_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session")
+def tiny_batch_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled code of tests/tiny_model.py for three sequences."""
+    from tiny_model import compile_tiny_model
+
+    return compile_tiny_model(tmp_path_factory.mktemp("tiny_batch"), batch=3)
+
+
 @pytest.fixture
 def compiler_stub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Stands for `hwpq_tvm.compiler` while a test runs: no torch, no minutes of work."""
@@ -49,6 +57,16 @@ def tiny(tiny_library: Path) -> Callable:
     from tiny_model import make_model
 
     return partial(make_model, tiny_library)
+
+
+@pytest.fixture
+def tiny_batch(tiny_batch_library: Path) -> Callable:
+    """Function (table, history, **changes of the manifest) -> CompiledModel for three sequences."""
+    from functools import partial
+
+    from tiny_model import make_model
+
+    return partial(make_model, tiny_batch_library, batch=3)
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from tiny_model import CACHE, V, random_weights
+from tiny_model import V, cache_shape, random_weights
 
 from hwpq_tvm import benchmark as module
 from hwpq_tvm.benchmark import Speed, compare, profile_steps
@@ -13,10 +16,10 @@ def test_figures_come_from_medians_and_quartiles_of_what_was_measured(tiny, monk
     decodes = [(100.0, 100.0, 100.0), (50.0, 8.0, 1.0), (60.0, 16.0, 4.0), (70.0, 4.0, 2.0)]
     turns = iter([pair for turn in zip(prefills, decodes, strict=True) for pair in zip(*turn, strict=True)])
     asked = []
-    monkeypatch.setattr(module, "_measure", lambda _, ids, new: asked.append((len(ids), new)) or next(turns))
+    monkeypatch.setattr(module, "_measure", lambda _, ids, new: asked.append((ids.shape, new)) or next(turns))
     options = {"prompt_lengths": (12, 6), "contexts": (6, 5), "new_tokens": 8, "repeat": 3}
     result = compare({"m": tiny(*random_weights(0))}, **options)["m"]
-    assert asked == [(12, 0), (6, 8), (5, 8)] * 4
+    assert asked == [((1, 12), 0), ((1, 6), 8), ((1, 5), 8)] * 4
     assert result.prefill == (Speed(12, 12 / 2, (12 / 3, 12 / 1.5)), Speed(6, 6 / 3, (6 / 4.5, 6 / 2.25)))
     assert result.decode == (Speed(6, 8 / 8, (8 / 12, 8 / 6)), Speed(5, 8 / 2, (8 / 3, 8 / 1.5)))
     assert (result.prefill_tokens_per_second, result.prompt_length) == (6, 12)
@@ -30,7 +33,7 @@ def test_models_are_measured_in_turns(tiny, monkeypatch):
     sessions = {}
 
     def measure(session, ids, new_tokens):
-        order.append((sessions.setdefault(id(session), len(sessions)), len(ids)))
+        order.append((sessions.setdefault(id(session), len(sessions)), ids.shape[1]))
         return 1.0, 1.0
 
     monkeypatch.setattr(module, "_measure", measure)
@@ -54,14 +57,44 @@ def test_json_of_a_real_measurement(tiny):
         "weight_bytes": 2 * V * V * 4,
         "decode_weight_bytes": 0,
         "decode_weight_bytes_per_second": 0,
-        "kv_cache_bytes": 4 * CACHE[1] * CACHE[-2] * CACHE[-1],
+        "kv_cache_bytes": 4 * math.prod(cache_shape()),
         "device": "cpu",
         "threads": 1,
+        "batch": 1,
         "prompt_length": 10,
         "context": 10,
         "new_tokens": 5,
         "repeat": 2,
     }
+
+
+def test_tokens_of_all_sequences_count(tiny_batch, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "_measure", lambda _, ids, new: seen.append((ids, new)) or (2.0, 4.0))
+    result = compare({"m": tiny_batch(*random_weights(0))}, prompt_lengths=(10,), new_tokens=8, repeat=1)["m"]
+    assert seen[0][0].shape == (3, 10) and len({tuple(row) for row in seen[0][0]}) == 3
+    assert (result.batch, result.to_json()["batch"]) == (3, 3)
+    assert (result.prefill_tokens_per_second, result.decode_tokens_per_second) == (3 * 10 / 2, 3 * 8 / 4)
+    # The weights are read once for a token of each sequence.
+    read = replace(result, decode_weight_bytes=1000)
+    assert read.decode_bytes_per_second(read.decode[0]) == 1000 * 8 / 4
+
+
+def test_all_sequences_are_measured(tiny_batch, monkeypatch):
+    model, seen = tiny_batch(*random_weights(0)), set()
+    call = model.call
+
+    def watched(entry, *inputs):
+        seen.add((entry, inputs[0].shape, tuple(np.from_dlpack(inputs[-2]))))
+        return call(entry, *inputs)
+
+    monkeypatch.setattr(model, "call", watched)
+    compare({"m": model}, prompt_lengths=(7,), new_tokens=2, repeat=1)
+    once = {("decode", (3, 1), (0, 0, 0))}  # to see which weights it reads
+    assert seen == once | {("prefill", (3, 7), (0, 0, 0)), ("decode", (3, 1), (7,) * 3), ("decode", (3, 1), (8,) * 3)}
+    seen.clear()
+    profile_steps(model, prompt_length=5, context=20, repeat=1)
+    assert seen == {("prefill", (3, 5), (0,) * 3), ("prefill", (3, 20), (0,) * 3), ("decode", (3, 1), (20,) * 3)}
 
 
 def test_profiles_are_of_the_steps_that_were_asked_for(tiny, monkeypatch):

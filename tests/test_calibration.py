@@ -151,7 +151,7 @@ def test_sums_are_those_of_the_models_own_activations(imported, windows, expecte
     monkeypatch.setattr(calibration, "_mirrored", mirror_when_weights_are_gone)
     found = observe(imported, squares, grams, windows, parameters=parameters, memory_budget=budget, progress=False)
     check(found, expected, squares, grams)
-    assert (found.tokens, found.source) == (50, "a test")
+    assert (found.count, found.source) == (50, "a test")
     assert found.peak_bytes > 10 * 2**20
     # What is read is read for each window, or once in all. lm_head's product is nothing that was asked for.
     counts = {parameters.reads.count(name) for name in parameters.reads}
@@ -221,7 +221,7 @@ def test_what_goes_wrong_with_a_weight_is_told_as_it_is(imported, windows):
 def test_nothing_asked_for_is_nothing_done(imported, windows, monkeypatch):
     monkeypatch.setattr(calibration, "compile_module", None)
     found = observe(imported, {}, {}, windows, progress=False)
-    assert (found.squares, found.grams, found.tokens) == ({}, {}, 50)
+    assert (found.squares, found.grams, found.count) == ({}, {}, 50)
 
 
 @given(sizes=st.lists(st.integers(1, 12000), max_size=20), budget=st.integers(0, 2**33))

@@ -21,7 +21,7 @@ def with_tokenizer(max_seq_len=64, vocab_size=1000):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return SimpleNamespace(
         tokenizer_files={"tokenizer.json": json.dumps(json.loads(tokenizer.to_str())).encode()},
-        metadata=SimpleNamespace(max_seq_len=max_seq_len, vocab_size=vocab_size),
+        metadata=SimpleNamespace(causal_lm=SimpleNamespace(max_seq_len=max_seq_len, vocab_size=vocab_size)),
     )
 
 
@@ -44,7 +44,7 @@ def test_windows_are_spread_over_the_text(tmp_path):
     windows = calibration_windows(Calibration(text_file(tmp_path, 100), samples=3, length=10), with_tokenizer())
     assert lists(windows) == [list(range(0, 10)), list(range(40, 50)), list(range(90, 100))]
     assert windows.source.endswith("calibration.txt")
-    assert windows.tokens == 30
+    assert windows.count == 30
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,9 @@ def test_a_text_without_tokens_is_refused(tmp_path):
 
 
 def test_text_needs_a_tokenizer_and_token_ids_do_not():
-    imported = SimpleNamespace(tokenizer_files={}, metadata=SimpleNamespace(max_seq_len=8, vocab_size=10))
+    imported = SimpleNamespace(
+        tokenizer_files={}, metadata=SimpleNamespace(causal_lm=SimpleNamespace(max_seq_len=8, vocab_size=10))
+    )
     for text in ("default", ["some text"]):
         with pytest.raises(CalibrationError, match=r"tokenizer\.json"):
             calibration_windows(text, imported)

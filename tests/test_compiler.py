@@ -9,7 +9,7 @@ import pytest
 import hwpq_tvm
 from hwpq_tvm import HWPQConfig, LayerScheme, calibration, compiler, compression, cuda_toolkit, layer_report
 from hwpq_tvm.errors import ConfigError, DependencyError, HwpqError, ImportModelError, PlanError, TargetError
-from hwpq_tvm.importers import sources
+from hwpq_tvm.importers import converted_checkpoint, sources
 from hwpq_tvm.schedules import registry
 from hwpq_tvm.schedules.linear_workload import BUCKETS, LinearWorkload
 from hwpq_tvm.schedules.record_trace import Evidence
@@ -45,7 +45,7 @@ def test_every_phase_can_be_dumped(tmp_path):
 
 def test_a_plan_reads_no_weights(tmp_path, monkeypatch):
     folder = save(tiny_llama(), tmp_path / "model")
-    for source in (sources.SafetensorsSource, sources.ModelParameters):
+    for source in (converted_checkpoint.ConvertedCheckpoint, sources.ModelParameters):
         monkeypatch.setattr(source, "load", lambda self, name: pytest.fail(f"{name} was read"))
     report = compiler.plan(str(folder), "cpu", calibration=None, max_seq_len=16)
     names = [layer["name"] for layer in report["layers"]]
@@ -66,7 +66,7 @@ def test_a_plan_reads_no_weights(tmp_path, monkeypatch):
         ("nowhere", {"target": "abacus"}, TargetError, "unknown target 'abacus'"),
         (None, {"config": HWPQConfig(ignore=["lm_haed"])}, ConfigError, "matches no linear layer"),
         (None, {"max_seq_len": 65}, HwpqError, "max_seq_len"),
-        (None, {"max_batch": 3}, HwpqError, "max_batch"),
+        (None, {"max_batch": 0}, HwpqError, "max_batch is 0: expected at least 1"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(model, options, kind, words, tmp_path):

@@ -31,6 +31,25 @@ def test_all_windows_of_ids(tiny, count, windows):
     assert (result.tokens, result.windows, result.window_length) == (tokens, windows, 16)
 
 
+# Groups of three windows, of which the last one has two or one, whose last one has 6 tokens or 2; steps of 6 tokens.
+@pytest.mark.parametrize("count", [70, 50, 48, 7, 2])
+def test_windows_side_by_side(tiny_batch, count):
+    weights = random_weights(4)
+    ids = np.random.default_rng(count).integers(0, 256, count)
+    result = perplexity(tiny_batch(*weights), ids, window_length=16)
+    expected, tokens = reference(weights, ids, 16)
+    assert result.perplexity == pytest.approx(expected, rel=1e-5)
+    assert (result.tokens, result.windows) == (tokens, -(-count // 16))
+
+
+def test_no_more_logits_at_a_time_than_a_window_has(tiny_batch, monkeypatch):
+    model, sizes = tiny_batch(*random_weights(4)), []
+    call = model.call
+    monkeypatch.setattr(model, "call", lambda entry, *inputs: sizes.append(inputs[0].shape) or call(entry, *inputs))
+    perplexity(model, range(40), window_length=20)
+    assert sizes == [(3, 7), (3, 7), (3, 6)]
+
+
 def test_some_windows_of_a_text(tiny):
     weights = random_weights(2)
     text = "The quick brown fox jumps over the lazy dog. " * 3

@@ -23,7 +23,12 @@ from hwpq_tvm.versions import installed_version
 V = 258  # 256 bytes, a mark of the beginning and one of the end
 BOS, EOS = 256, 257
 MAX_SEQ_LEN = 24
-CACHE = (1, 2, 1, 1, MAX_SEQ_LEN, V)
+
+
+def cache_shape(batch: int = 1) -> tuple[int, ...]:
+    """Shape of the KV cache."""
+    return (1, 2, batch, 1, MAX_SEQ_LEN, V)
+
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}{% endfor %}"
@@ -31,107 +36,113 @@ _CHAT_TEMPLATE = (
 )
 
 
-@I.ir_module(s_tir=True)
-class TinyModel:
-    @T.prim_func(s_tir=True, private=True)
-    def remember(
-        ids: T.handle,
-        past: T.Buffer((1,), "int32"),
-        history: T.Buffer((V, V), "float32"),
-        cache: T.Buffer((1, 2, 1, 1, MAX_SEQ_LEN, V), "float32"),
-    ):
-        S = T.int64()
-        ids_b = T.match_buffer(ids, (1, S), "int64")
-        for s, v in T.grid(S, V):
-            with T.sblock("remember"):
-                vs, vv = T.axis.remap("SS", [s, v])
-                if past[0] + T.cast(vs, "int32") < MAX_SEQ_LEN:
-                    cache[0, 0, 0, 0, past[0] + T.cast(vs, "int32"), vv] = history[ids_b[0, vs], vv]
+def tiny_module(B: int) -> tvm.IRModule:
+    """The model for B sequences at once."""
 
-    @T.prim_func(s_tir=True, private=True)
-    def score(
-        ids: T.handle,
-        at: T.handle,
-        past: T.Buffer((1,), "int32"),
-        cache: T.Buffer((1, 2, 1, 1, MAX_SEQ_LEN, V), "float32"),
-        table: T.Buffer((V, V), "float32"),
-        out: T.handle,
-    ):
-        S = T.int64()
-        n = T.int64()
-        ids_b = T.match_buffer(ids, (1, S), "int64")
-        at_b = T.match_buffer(at, (n,), "int64")
-        out_b = T.match_buffer(out, (1, n, V), "float32")
-        for i, v, j in T.grid(n, V, MAX_SEQ_LEN):
-            with T.sblock("score"):
-                vi, vv, vj = T.axis.remap("SSR", [i, v, j])
-                with T.init():
-                    out_b[0, vi, vv] = table[ids_b[0, at_b[vi]], vv]
-                out_b[0, vi, vv] = out_b[0, vi, vv] + T.if_then_else(
-                    T.cast(vj, "int64") <= T.cast(past[0], "int64") + at_b[vi],
-                    cache[0, 0, 0, 0, vj, vv],
-                    T.float32(0),
+    @I.ir_module(s_tir=True)
+    class TinyModel:
+        @T.prim_func(s_tir=True, private=True)
+        def remember(
+            ids: T.handle,
+            past: T.Buffer((B,), "int32"),
+            history: T.Buffer((V, V), "float32"),
+            cache: T.Buffer((1, 2, B, 1, MAX_SEQ_LEN, V), "float32"),
+        ):
+            S = T.int64()
+            ids_b = T.match_buffer(ids, (B, S), "int64")
+            for b, s, v in T.grid(B, S, V):
+                with T.sblock("remember"):
+                    vb, vs, vv = T.axis.remap("SSS", [b, s, v])
+                    if past[vb] + T.cast(vs, "int32") < MAX_SEQ_LEN:
+                        cache[0, 0, vb, 0, past[vb] + T.cast(vs, "int32"), vv] = history[ids_b[vb, vs], vv]
+
+        @T.prim_func(s_tir=True, private=True)
+        def score(
+            ids: T.handle,
+            at: T.handle,
+            past: T.Buffer((B,), "int32"),
+            cache: T.Buffer((1, 2, B, 1, MAX_SEQ_LEN, V), "float32"),
+            table: T.Buffer((V, V), "float32"),
+            out: T.handle,
+        ):
+            S = T.int64()
+            n = T.int64()
+            ids_b = T.match_buffer(ids, (B, S), "int64")
+            at_b = T.match_buffer(at, (n,), "int64")
+            out_b = T.match_buffer(out, (B, n, V), "float32")
+            for b, i, v, j in T.grid(B, n, V, MAX_SEQ_LEN):
+                with T.sblock("score"):
+                    vb, vi, vv, vj = T.axis.remap("SSSR", [b, i, v, j])
+                    with T.init():
+                        out_b[vb, vi, vv] = table[ids_b[vb, at_b[vi]], vv]
+                    out_b[vb, vi, vv] = out_b[vb, vi, vv] + T.if_then_else(
+                        T.cast(vj, "int64") <= T.cast(past[vb], "int64") + at_b[vi],
+                        cache[0, 0, vb, 0, vj, vv],
+                        T.float32(0),
+                    )
+
+        @R.function
+        def prefill(
+            input_ids: R.Tensor((B, "seq_len"), "int64"),
+            logits_at: R.Tensor(("num_logits",), "int64"),
+            past_lengths: R.Tensor((B,), "int32"),
+            kv_cache: R.Tensor((1, 2, B, 1, MAX_SEQ_LEN, V), "float32"),
+            table: R.Tensor((V, V), "float32"),
+            history: R.Tensor((V, V), "float32"),
+        ):
+            R.func_attr({"num_input": 4})
+            num_logits = T.int64()
+            cls = TinyModel
+            with R.dataflow():
+                cache = R.call_tir_inplace(
+                    cls.remember,
+                    (input_ids, past_lengths, history, kv_cache),
+                    out_ty=R.Tensor((1, 2, B, 1, MAX_SEQ_LEN, V), "float32"),
+                    inplace_indices=[3],
                 )
+                logits = R.call_tir(
+                    cls.score,
+                    (input_ids, logits_at, past_lengths, cache, table),
+                    out_ty=R.Tensor((B, num_logits, V), "float32"),
+                )
+                result = (logits, cache)
+                R.output(result)
+            return result
 
-    @R.function
-    def prefill(
-        input_ids: R.Tensor((1, "seq_len"), "int64"),
-        logits_at: R.Tensor(("num_logits",), "int64"),
-        past_lengths: R.Tensor((1,), "int32"),
-        kv_cache: R.Tensor((1, 2, 1, 1, MAX_SEQ_LEN, V), "float32"),
-        table: R.Tensor((V, V), "float32"),
-        history: R.Tensor((V, V), "float32"),
-    ):
-        R.func_attr({"num_input": 4})
-        num_logits = T.int64()
-        cls = TinyModel
-        with R.dataflow():
-            cache = R.call_tir_inplace(
-                cls.remember,
-                (input_ids, past_lengths, history, kv_cache),
-                out_ty=R.Tensor((1, 2, 1, 1, MAX_SEQ_LEN, V), "float32"),
-                inplace_indices=[3],
-            )
-            logits = R.call_tir(
-                cls.score,
-                (input_ids, logits_at, past_lengths, cache, table),
-                out_ty=R.Tensor((1, num_logits, V), "float32"),
-            )
-            result = (logits, cache)
-            R.output(result)
-        return result
+        @R.function
+        def decode(
+            input_ids: R.Tensor((B, 1), "int64"),
+            past_lengths: R.Tensor((B,), "int32"),
+            kv_cache: R.Tensor((1, 2, B, 1, MAX_SEQ_LEN, V), "float32"),
+            table: R.Tensor((V, V), "float32"),
+            history: R.Tensor((V, V), "float32"),
+        ):
+            R.func_attr({"num_input": 3})
+            cls = TinyModel
+            with R.dataflow():
+                cache = R.call_tir_inplace(
+                    cls.remember,
+                    (input_ids, past_lengths, history, kv_cache),
+                    out_ty=R.Tensor((1, 2, B, 1, MAX_SEQ_LEN, V), "float32"),
+                    inplace_indices=[3],
+                )
+                logits = R.call_tir(
+                    cls.score,
+                    (input_ids, R.const([0], "int64"), past_lengths, cache, table),
+                    out_ty=R.Tensor((B, 1, V), "float32"),
+                )
+                result = (logits, cache)
+                R.output(result)
+            return result
 
-    @R.function
-    def decode(
-        input_ids: R.Tensor((1, 1), "int64"),
-        past_lengths: R.Tensor((1,), "int32"),
-        kv_cache: R.Tensor((1, 2, 1, 1, MAX_SEQ_LEN, V), "float32"),
-        table: R.Tensor((V, V), "float32"),
-        history: R.Tensor((V, V), "float32"),
-    ):
-        R.func_attr({"num_input": 3})
-        cls = TinyModel
-        with R.dataflow():
-            cache = R.call_tir_inplace(
-                cls.remember,
-                (input_ids, past_lengths, history, kv_cache),
-                out_ty=R.Tensor((1, 2, 1, 1, MAX_SEQ_LEN, V), "float32"),
-                inplace_indices=[3],
-            )
-            logits = R.call_tir(
-                cls.score,
-                (input_ids, R.const([0], "int64"), past_lengths, cache, table),
-                out_ty=R.Tensor((1, 1, V), "float32"),
-            )
-            result = (logits, cache)
-            R.output(result)
-        return result
+    return TinyModel
 
 
-def compile_tiny_model(folder: Path) -> Path:
-    """Shared library of TinyModel for this machine."""
+def compile_tiny_model(folder: Path, batch: int = 1) -> Path:
+    """Shared library of the model for this machine."""
     library = folder / "model.so"
-    tvm.compile(TinyModel, tvm.target.Target({"kind": "llvm", "num-cores": 2})).export_library(str(library))
+    module = tvm.compile(tiny_module(batch), tvm.target.Target({"kind": "llvm", "num-cores": 2}))
+    module.export_library(str(library))
     return library
 
 
@@ -149,20 +160,21 @@ def tokenizer_files() -> dict[str, bytes]:
     return {"tokenizer.json": tokenizer.to_str().encode(), "tokenizer_config.json": json.dumps(config).encode()}
 
 
-def manifest(**changes: object) -> Manifest:
-    """Manifest of TinyModel; `changes` are fields to replace."""
-    logits, cache = TensorSpec("logits", (1, 1, V), "float32"), TensorSpec("kv_cache", CACHE, "float32")
-    past = TensorSpec("past_lengths", (1,), "int32")
+def manifest(batch: int = 1, **changes: object) -> Manifest:
+    """Manifest of the model for `batch` sequences; `changes` are fields to replace."""
+    logits = TensorSpec("logits", (batch, 1, V), "float32")
+    cache = TensorSpec("kv_cache", cache_shape(batch), "float32")
+    past = TensorSpec("past_lengths", (batch,), "int32")
     prefill = EntrySpec(
         (
-            TensorSpec("input_ids", (1, "seq_len"), "int64"),
+            TensorSpec("input_ids", (batch, "seq_len"), "int64"),
             TensorSpec("logits_at", ("num_logits",), "int64"),
             past,
             cache,
         ),
-        (TensorSpec("logits", (1, "num_logits", V), "float32"), cache),
+        (TensorSpec("logits", (batch, "num_logits", V), "float32"), cache),
     )
-    decode = EntrySpec((TensorSpec("input_ids", (1, 1), "int64"), past, cache), (logits, cache))
+    decode = EntrySpec((TensorSpec("input_ids", (batch, 1), "int64"), past, cache), (logits, cache))
     fields = {
         "hwpq_tvm_version": "0.1.0",
         "tvm_version": installed_version("apache-tvm"),
@@ -174,9 +186,9 @@ def manifest(**changes: object) -> Manifest:
         "config": HWPQConfig().to_json(),
         "source": {"path": "tiny", "format": "torch", "bytes": 8 * V * V, "architecture": "TinyForCausalLM"},
         "generation": GenerationSpec(
-            batch=1,
+            batch=batch,
             max_seq_len=MAX_SEQ_LEN,
-            kv_cache_shape=CACHE,
+            kv_cache_shape=cache_shape(batch),
             kv_cache_dtype="float32",
             eos_token_ids=(EOS,),
             bos_token_id=BOS,
@@ -228,7 +240,7 @@ def report() -> dict[str, object]:
 
 
 class Reference:
-    """TinyModel in NumPy, float64."""
+    """The model in NumPy, float64."""
 
     def __init__(self, table: np.ndarray, history: np.ndarray) -> None:
         self.table, self.history = table.astype(np.float64), history.astype(np.float64)
@@ -246,11 +258,11 @@ class Reference:
 
 
 def make_model(
-    library: Path, table: np.ndarray, history: np.ndarray, *, tokenizer: bool = True, **changes: object
+    library: Path, table: np.ndarray, history: np.ndarray, *, tokenizer: bool = True, batch: int = 1, **changes: object
 ) -> CompiledModel:
     """A CompiledModel of those weights; `changes` are fields of its manifest."""
     files = tokenizer_files() if tokenizer else {}
-    return CompiledModel(library, {"table": table, "history": history}, manifest(**changes), report(), files)
+    return CompiledModel(library, {"table": table, "history": history}, manifest(batch, **changes), report(), files)
 
 
 def random_weights(seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from .config_options import add_config_options, config_of
 def add_parser(verbs: Verbs, common: argparse.ArgumentParser) -> None:
     """Add the verb."""
     parser = add_verb(verbs, common, "build", "compress a model with HWPQ and compile it", build)
-    parser.add_argument("model", metavar="MODEL", help="folder of a Hugging Face causal language model, or a GGUF file")
+    parser.add_argument("model", metavar="MODEL", help="folder of a Hugging Face model, or a GGUF or ONNX file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="artefact folder to write (needed without --dry-run)")
     parser.add_argument(
         "--target",
@@ -35,6 +35,7 @@ def add_parser(verbs: Verbs, common: argparse.ArgumentParser) -> None:
     calibration.add_argument(
         "--memory-budget", type=float, metavar="GB", help="memory for calibration (default: half of what is free)"
     )
+    parser.add_argument("--max-batch", type=int, default=1, metavar="N", help="prompts to run at once (default 1)")
     parser.add_argument("--max-seq-len", type=int, default=2048, metavar="N", help="prompt and answer (default 2048)")
     parser.add_argument(
         "--tuning-logs",
@@ -81,6 +82,7 @@ def build(options: argparse.Namespace) -> None:
     shared: dict[str, Any] = {
         "config": config,
         "calibration": _calibration(options),
+        "max_batch": options.max_batch,
         "max_seq_len": options.max_seq_len,
         "threads": options.threads,
         "tuning_logs": options.tuning_logs,

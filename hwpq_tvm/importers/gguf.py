@@ -1,144 +1,178 @@
-"""Imports GGUF files of Llama-like models: configuration, tokenizer and weights are all in the one file."""
+"""Imports GGUF files of causal language models: configuration, tokenizer and weights are all in the one file."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hwpq_tvm.errors import ImportModelError
+from hwpq_tvm.importers.gguf_architectures import ARCHITECTURES, MIXTRAL, Architecture
+from hwpq_tvm.importers.gguf_config import make_config, rotary_factors
 from hwpq_tvm.importers.gguf_file import GGUFFile
 from hwpq_tvm.importers.huggingface import import_with_checkpoint
 from hwpq_tvm.importers.imported_model import CacheSize, ImportedModel
 from hwpq_tvm.importers.structure import build_structure
 from hwpq_tvm.importers.tokenizer_files import gguf_tokenizer_files
 
-# GGUF architecture -> whether its queries and keys are stored with the two halves of each rotary pair interleaved.
-_INTERLEAVED_ROTARY = {"llama": True, "qwen2": False}
+# Parameters that hold two tensors of a file, one above the other: the experts' gates and what they gate.
+_TWO_IN_ONE = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps")}
+# Tensors that are read with the configuration.
+_OF_CONFIGURATION = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
-# Key of the configuration -> key of the file, behind the architecture's name.
-_CONFIG_KEYS = {
-    "num_hidden_layers": "block_count",
-    "max_position_embeddings": "context_length",
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-}
+
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """Tensors of the file that make one weight, one behind the other along its last axis but one."""
+
+    tensors: tuple[str, ...]
+    shape: tuple[int, ...]
 
 
 class GGUFSource:
-    """Weights of a GGUF file by their names in the model, dequantized one by one."""
+    """Weights of a GGUF file by their names in the model, dequantized one by one.
 
-    def __init__(self, file: GGUFFile, architecture: str, model: PreTrainedModel) -> None:
-        self._file = file
-        config = model.config
-        self._heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-        self._interleaved = _INTERLEAVED_ROTARY[architecture]
-        arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
-        table = get_tensor_name_map(arch, config.num_hidden_layers)
-        self._names: dict[str, str] = {}
-        for name, _ in model.named_parameters(remove_duplicate=False):
-            stem, _, kind = name.rpartition(".")
-            if (gguf_stem := table.get_name(stem)) is not None and f"{gguf_stem}.{kind}" in file.tensors:
-                self._names[name] = f"{gguf_stem}.{kind}"
-        for name in file.tensors.keys() - self._names.values():
-            self._names[name] = name
+    Parameters
+    ----------
+    file
+        The file.
+    architecture
+        What its converter did.
+    model
+        The model, whose weights are not read.
+    """
+
+    def __init__(self, file: GGUFFile, architecture: Architecture, model: PreTrainedModel) -> None:
+        self._file, self._architecture, self._config = file, architecture, model.config
+        names = _Names(file, model)
+        self._weights: dict[str, _Weight] = {}
+        for name, tensor in model.state_dict().items():
+            parts = names.of(name)
+            if parts and all(part in file.tensors for part in parts):
+                self._weights[name] = _Weight(parts, self._shape(parts, tuple(tensor.shape)))
+        known = {part for weight in self._weights.values() for part in weight.tensors} | _OF_CONFIGURATION
+        for name in file.tensors.keys() - known:
+            self._weights[name] = _Weight((name,), file.tensors[name].shape)
+
+    def _shape(self, parts: tuple[str, ...], expected: tuple[int, ...]) -> tuple[int, ...]:
+        shape = list(self._file.tensors[parts[0]].shape)
+        if len(parts) > 1:
+            shape[-2] = sum(self._file.tensors[part].shape[-2] for part in parts)
+        undone = self._architecture.undo_of(parts[0])
+        if undone is not None and tuple(shape) != expected:
+            # What is undone may turn it round.
+            shape = list(undone(np.empty(shape, np.bool_), self._config).shape)
+        return tuple(shape)
 
     def names(self) -> set[str]:
         """Names of all tensors; those that the model has no place for keep the file's names."""
-        return set(self._names)
+        return set(self._weights)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a weight."""
-        return self._file.tensors[self._names[name]].shape
+        return self._weights[name].shape
 
     def load(self, name: str) -> np.ndarray:
         """Read one weight as float32."""
-        gguf_name = self._names[name]
-        value = self._file.load(gguf_name)
-        heads = self._heads.get(gguf_name.split(".")[-2])
-        if self._interleaved and heads is not None:
-            # Rows (pair, half) of every head -> (half, pair), as transformers rotates them.
-            pairs = value.reshape(heads, -1, 2, *value.shape[1:])
-            value = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(value.shape)
-        return value
+        return self._read(name, self._file.load)
+
+    def load_index(self, name: str, index: int) -> np.ndarray:
+        """Read `weight[index]`; of a stack of experts, only this one is dequantized."""
+        weight = self._weights[name]
+        if len(weight.shape) < 3 or self._architecture.undo_of(weight.tensors[0]):
+            return np.ascontiguousarray(self.load(name)[index])
+        return self._read(name, lambda tensor: self._file.load(tensor, index))
+
+    def _read(self, name: str, load: Callable[[str], np.ndarray]) -> np.ndarray:
+        values = []
+        for tensor in self._weights[name].tensors:
+            value, undo = load(tensor), self._architecture.undo_of(tensor)
+            values.append(value if undo is None else undo(value, self._config))
+        return values[0] if len(values) == 1 else np.concatenate(values, axis=-2)
+
+
+def open_gguf(path: Path) -> tuple[GGUFFile, PreTrainedModel, GGUFSource]:
+    """Open a GGUF file: its header, the structure of its model, and the weights under the names of that."""
+    file = GGUFFile(path)
+    name = str(file.metadata.get("general.architecture"))
+    architecture = _architecture(file, name)
+    model = build_structure(make_config(file, name, architecture.model_type))
+    _divide_frequencies(file, model)
+    return file, model, GGUFSource(file, architecture, model)
 
 
 def import_gguf(path: Path, size: CacheSize) -> ImportedModel:
-    """Import a GGUF file of a Llama-like model; weights are dequantized later, one by one."""
-    file = GGUFFile(path)
-    architecture = str(file.metadata.get("general.architecture"))
-    config = _config(file, architecture)
-    model = build_structure(config)
+    """Import a GGUF file; weights are dequantized later, one by one."""
+    file, model, checkpoint = open_gguf(path)
     elements: Counter[str] = Counter()
     for tensor in file.tensors.values():
         elements[tensor.type.name] += int(np.prod(tensor.shape))
+    tokenizer_files, notes = gguf_tokenizer_files(str(file.metadata["general.architecture"]), file.metadata)
     return import_with_checkpoint(
         model,
-        GGUFSource(file, architecture, model),
+        checkpoint,
         size,
         source=str(path),
         source_bytes=path.stat().st_size,
         source_format=f"gguf {elements.most_common(1)[0][0]}" if elements else "gguf",
-        special_tokens={name: file.metadata.get(f"tokenizer.ggml.{name}") for name in ("eos_token_id", "bos_token_id")},
-        tokenizer_files=gguf_tokenizer_files(architecture, file.metadata),
+        special_tokens={key: file.metadata.get(f"tokenizer.ggml.{key}") for key in ("eos_token_id", "bos_token_id")},
+        tokenizer_files=tokenizer_files,
+        notes=notes,
     )
 
 
-def _config(file: GGUFFile, architecture: str) -> PretrainedConfig:
-    """Make the configuration that the file's metadata describes."""
-    if architecture not in _INTERLEAVED_ROTARY:
+def _architecture(file: GGUFFile, name: str) -> Architecture:
+    if file.metadata.get("split.count", 1) > 1:
         raise ImportModelError(
-            f"{file.path} holds a model of the architecture {architecture!r}: expected"
-            f" {' or '.join(_INTERLEAVED_ROTARY)}; give the folder of the original model instead"
+            f"{file.path} is one of {file.metadata['split.count']} parts of a model: put them together with llama.cpp's"
+            " llama-gguf-split --merge"
         )
-
-    def value(key: str, default: Any = None) -> Any:
-        return file.metadata.get(f"{architecture}.{key}", default)
-
-    missing = [key for key in _CONFIG_KEYS.values() if value(key) is None and key != "attention.head_count_kv"]
-    if missing:
+    if name not in ARCHITECTURES:
         raise ImportModelError(
-            f"{file.path} lacks {', '.join(f'{architecture}.{key}' for key in missing)}: is it whole?"
+            f"{file.path} holds a model of the architecture {name!r}: expected {', '.join(ARCHITECTURES)}; give the"
+            " folder of the original model instead"
         )
-    _check_rotary(file, value)
-    heads = value("attention.head_count")
-    found: Mapping[str, Any] = {name: value(key) for name, key in _CONFIG_KEYS.items()}
-    vocabulary = file.tensors.get("token_embd.weight")
-    config = {
-        **found,
-        "num_key_value_heads": value("attention.head_count_kv", heads),
-        "head_dim": value("attention.key_length", value("embedding_length") // heads),
-        "rope_parameters": {"rope_type": "default", "rope_theta": value("rope.freq_base", 10000.0)},
-        "vocab_size": vocabulary.shape[0] if vocabulary else value("vocab_size"),
-        "tie_word_embeddings": "output.weight" not in file.tensors,
-        **{name: file.metadata.get(f"tokenizer.ggml.{name}") for name in ("bos_token_id", "eos_token_id")},
-    }
-    if "blk.0.attn_output.bias" in file.tensors:
-        config["attention_bias"] = True
-    return AutoConfig.for_model(architecture, **config)
+    return MIXTRAL if name == "llama" and file.metadata.get("llama.expert_count") else ARCHITECTURES[name]
 
 
-def _check_rotary(file: GGUFFile, value: Any) -> None:
-    """Refuse rotary embeddings that the configuration made here would not describe."""
-    head_dim = value("attention.key_length", value("embedding_length") // value("attention.head_count"))
-    problems = []
-    # A factor without a type means linear scaling, as it did before types existed.
-    factor = value("rope.scaling.factor", value("rope.scale_linear", 0.0))
-    scaling = value("rope.scaling.type", "none" if factor in (0.0, 1.0) else "linear")
-    if scaling != "none":
-        problems.append(f"are scaled ({scaling})")
-    if "rope_freqs.weight" in file.tensors:
-        problems.append("have frequencies of their own (rope_freqs.weight)")
-    if value("rope.dimension_count", head_dim) != head_dim:
-        problems.append(f"turn {value('rope.dimension_count')} of {head_dim} dimensions")
-    if problems:
+class _Names:
+    """Names of a model's weights in its file, by the tables of the `gguf` package."""
+
+    def __init__(self, file: GGUFFile, model: PreTrainedModel) -> None:
+        architecture = str(file.metadata["general.architecture"])
+        arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
+        self._table = get_tensor_name_map(arch, model.config.num_hidden_layers)
+        self._prefix = f"{model.base_model_prefix}."
+
+    def of(self, name: str) -> tuple[str, ...]:
+        """Names of the tensors that make up a weight; none if there is no name for it."""
+        leaf = name.rpartition(".")[2]
+        if leaf in _TWO_IN_ONE:
+            layer = next((part for part in name.split(".") if part.isdigit()), None)
+            return tuple(f"blk.{layer}.{each}.weight" for each in _TWO_IN_ONE[leaf])
+        # What is no module's weight or bias is a parameter in itself, such as a stack of experts.
+        kind, stem = (leaf, name.removesuffix(f".{leaf}")) if leaf in ("weight", "bias") else ("weight", name)
+        # Some models were converted without the prefix that their weights have.
+        for each in (stem, stem.removeprefix(self._prefix)):
+            if (found := self._table.get_name(each)) is not None:
+                return (f"{found}.{kind}",)
+        return ()
+
+
+def _divide_frequencies(file: GGUFFile, model: PreTrainedModel) -> None:
+    """Divide the rotary frequencies by the factors that a file brings in place of what they were computed from."""
+    factors = rotary_factors(file)
+    if factors is None:
+        return
+    frequencies = {name: buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")}
+    if wrong := [name for name, buffer in frequencies.items() if tuple(buffer.shape) != factors.shape]:
         raise ImportModelError(
-            f"the rotary embeddings of {file.path} {', '.join(problems)}: expected plain ones; give the folder of the"
-            " original model instead"
+            f"{file.path} holds factors of rotary frequencies (rope_freqs.weight) {list(factors.shape)}, but"
+            f" {', '.join(wrong)} is of another size; give the folder of the original model instead"
         )
+    for buffer in frequencies.values():
+        buffer /= torch.from_numpy(factors.copy())

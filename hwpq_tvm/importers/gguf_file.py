@@ -73,14 +73,18 @@ class GGUFFile:
                 f"{path} has {size} bytes, but its tensors end at byte {end}: it was not copied whole; fetch it again"
             )
 
-    def load(self, name: str) -> np.ndarray:
-        """Read one tensor as float32."""
+    def load(self, name: str, index: int | None = None) -> np.ndarray:
+        """Read one tensor as float32, or `tensor[index]` of it."""
         tensor = self.tensors[name]
-        raw = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.start)
+        shape, start, nbytes = tensor.shape, tensor.start, tensor.nbytes
+        if index is not None:
+            nbytes //= shape[0]
+            shape, start = shape[1:], start + index * nbytes
+        raw = np.frombuffer(self._data, np.uint8, nbytes, start)
         if tensor.type in _PLAIN:
-            return raw.view(_PLAIN[tensor.type]).reshape(tensor.shape).astype(np.float32)
-        rows = math.prod(tensor.shape[:-1])
-        return dequantize(raw.reshape(rows, -1), tensor.type).reshape(tensor.shape).astype(np.float32, copy=False)
+            return raw.view(_PLAIN[tensor.type]).reshape(shape).astype(np.float32)
+        rows = math.prod(shape[:-1])
+        return dequantize(raw.reshape(rows, -1), tensor.type).reshape(shape).astype(np.float32, copy=False)
 
     def _unpack(self, form: str) -> Any:
         values = struct.unpack_from(form, self._data, self._position)

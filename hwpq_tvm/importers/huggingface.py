@@ -1,75 +1,74 @@
 """Imports models of transformers: a folder with `config.json` and safetensors, or a live model."""
 
-import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
 
 from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.importers.causal_lm import ENTRIES, import_causal_lm
-from hwpq_tvm.importers.imported_model import CacheSize, ImportedModel, ModelMetadata, ParameterSource
-from hwpq_tvm.importers.sources import ModelParameters, NoWeights, SafetensorsSource, TorchSource, match_names
+from hwpq_tvm.importers.converted_checkpoint import ConvertedCheckpoint
+from hwpq_tvm.importers.encoder import import_encoder
+from hwpq_tvm.importers.encoder_decoder import import_encoder_decoder
+from hwpq_tvm.importers.imported_model import CacheSize, CausalLMMetadata, ImportedModel, ModelMetadata
+from hwpq_tvm.importers.match_names import match_names
+from hwpq_tvm.importers.model_class import model_kind
+from hwpq_tvm.importers.model_folder import read_folder
+from hwpq_tvm.importers.quantized_checkpoint import refuse_quantized
+from hwpq_tvm.importers.sources import Checkpoint, ModelParameters, NoWeights, TorchSource
 from hwpq_tvm.importers.structure import build_structure, parameter_aliases, supported_models
 from hwpq_tvm.importers.tokenizer_files import read_tokenizer_files
 
 
-class Checkpoint(ParameterSource, Protocol):
-    """Weights of which one can ask what there are."""
-
-    def names(self) -> set[str]:
-        """Names of all tensors."""
-
-
 def import_folder(folder: Path, size: CacheSize, *, needs_weights: bool = True) -> ImportedModel:
     """Import a folder as `save_pretrained` writes it; weights are read later, one by one, or not at all."""
-    config = _read_config(folder)
-    checkpoint = SafetensorsSource(folder) if needs_weights else None
-    model = build_structure(config)
-    source = checkpoint or NoWeights(model)
-    generation = _read_json(folder / "generation_config.json")
+    found = read_folder(folder, needs_weights=needs_weights)
+    model = build_structure(found.config)
+    checkpoint: Checkpoint = NoWeights(model)
+    if found.stored is not None:
+        checkpoint = ConvertedCheckpoint(found.stored, model, source=str(folder))
     return import_with_checkpoint(
         model,
-        source,
+        checkpoint,
         size,
         source=str(folder),
-        source_bytes=source.nbytes,
-        source_format="safetensors",
-        special_tokens={**_special_tokens(config), **_given(generation)},
-        tokenizer_files=read_tokenizer_files(folder),
+        source_bytes=found.nbytes,
+        source_format=found.format,
+        special_tokens={**_special_tokens(found.config), **_given(found.generation)},
+        tokenizer_files=found.tokenizer_files,
+        notes=found.notes,
     )
 
 
 def import_live_model(model: PreTrainedModel, size: CacheSize) -> ImportedModel:
     """Import a model that is in memory; it is not changed, and its weights are read where they are."""
     origin = model.name_or_path or ""
-    parameters = dict(model.named_parameters())
-    wrong = [name for name, parameter in parameters.items() if not parameter.is_floating_point()]
-    if wrong or getattr(model, "hf_quantizer", None) is not None:
-        raise ImportModelError(
-            f"{type(model).__name__} is quantized already{f' ({wrong[0]})' if wrong else ''}: expected floating-point"
-            " weights; load the original model"
-        )
+    refuse_quantized(model)
+    parameters = {**dict(model.named_parameters()), **_persistent_buffers(model)}
     on_meta = [name for name, parameter in parameters.items() if parameter.is_meta]
     if on_meta:
         raise ImportModelError(
             f"weights of {type(model).__name__} are on the meta device: {', '.join(on_meta)}; load them"
         )
     generation = getattr(model, "generation_config", None)
+    tokenizer_files, notes = read_tokenizer_files(Path(origin)) if os.path.isdir(origin) else ({}, ())
     return import_with_checkpoint(
         model,
         TorchSource(parameters),
         size,
         source=origin or type(model).__name__,
-        source_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters.values()),
+        source_bytes=sum(each.numel() * each.element_size() for each in model.parameters()),
         source_format="torch",
         special_tokens={
             **_special_tokens(model.config),
             **(_given(generation.to_dict()) if generation is not None else {}),
         },
-        tokenizer_files=read_tokenizer_files(Path(origin)) if os.path.isdir(origin) else {},
+        tokenizer_files=tokenizer_files,
+        notes=notes,
     )
 
 
@@ -83,8 +82,9 @@ def import_with_checkpoint(
     source_format: str,
     special_tokens: Mapping[str, Any],
     tokenizer_files: Mapping[str, bytes],
+    notes: tuple[str, ...] = (),
 ) -> ImportedModel:
-    """Import a causal language model whose weights are in a checkpoint.
+    """Import a model whose weights are in a checkpoint.
 
     Parameters
     ----------
@@ -93,29 +93,37 @@ def import_with_checkpoint(
     checkpoint
         The weights by their names in the model.
     size
-        Of the KV cache.
+        Of the KV cache, for a causal language model.
     source, source_bytes, source_format
         What to say of the checkpoint in the metadata.
     special_tokens
         `eos_token_id` (a number, a list or None) and `bos_token_id`.
     tokenizer_files
         Files of the tokenizer.
+    notes
+        Sentences for the report.
 
     Raises
     ------
     ImportModelError
         When the model can't be expressed, or the checkpoint is of another model.
     """
-    if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
-        kind = (
-            "an encoder-decoder model" if model.config.is_encoder_decoder else "a model without a language model head"
+    kind = model_kind(model)
+    if kind != "causal_lm":
+        names = _match(model, checkpoint, source)
+        found = import_encoder(model) if kind == "encoder" else import_encoder_decoder(model)
+        return ImportedModel(
+            module=found.module,
+            entries=found.entries,
+            parameters=ModelParameters(checkpoint, names, found.constants),
+            metadata=ModelMetadata(type(model).__name__, source, source_bytes, source_format, causal_lm=None),
+            tokenizer_files=tokenizer_files,
+            notes=(*notes, *found.notes),
         )
-        raise ImportModelError(f"{type(model).__name__} is {kind}; {supported_models()}")
+    if model.get_output_embeddings() is None:
+        raise ImportModelError(f"{type(model).__name__} is a model without a language model head; {supported_models()}")
     _check_length(model.config, size.max_seq_len)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    aliases = parameter_aliases(model)
-    available = {name: checkpoint.shape(name) for name in checkpoint.names()}
-    names = match_names(available, shapes, aliases, source=source)
+    names = _match(model, checkpoint, source)
     imported = import_causal_lm(model, size)
     eos = special_tokens.get("eos_token_id")
     return ImportedModel(
@@ -127,16 +135,46 @@ def import_with_checkpoint(
             source=source,
             source_bytes=source_bytes,
             source_format=source_format,
-            vocab_size=model.config.get_text_config().vocab_size,
-            eos_token_ids=tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),),
-            bos_token_id=special_tokens.get("bos_token_id"),
-            kv_cache_shape=imported.kv_cache_shape,
-            kv_cache_dtype=size.dtype,
-            max_batch=size.max_batch,
-            max_seq_len=size.max_seq_len,
+            causal_lm=CausalLMMetadata(
+                vocab_size=model.config.get_text_config().vocab_size,
+                eos_token_ids=tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),),
+                bos_token_id=special_tokens.get("bos_token_id"),
+                kv_cache_shape=imported.kv_cache_shape,
+                kv_cache_dtype=size.dtype,
+                max_batch=size.max_batch,
+                max_seq_len=size.max_seq_len,
+            ),
         ),
         tokenizer_files=tokenizer_files,
+        notes=(*notes, *imported.notes),
     )
+
+
+def _match(model: PreTrainedModel, checkpoint: Checkpoint, source: str) -> dict[str, str]:
+    """Where each parameter and each buffer that belongs to the weights is read."""
+    buffers = _persistent_buffers(model)
+    expected = {**dict(model.named_parameters()), **buffers}
+    missing = sorted(model._keys_to_ignore_on_load_missing or ())
+    may_lack = re.compile("|".join(f"({pattern})" for pattern in missing)) if missing else None
+    # Counters, such as those of normalisations, are of no use to a model that is not trained.
+    optional = {
+        name
+        for name, tensor in expected.items()
+        if (may_lack and may_lack.search(name)) or not tensor.is_floating_point()
+    }
+    return match_names(
+        {name: checkpoint.shape(name) for name in checkpoint.names()},
+        {name: tuple(tensor.shape) for name, tensor in expected.items()},
+        parameter_aliases(model),
+        source=source,
+        optional=optional,
+    )
+
+
+def _persistent_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers that are stored with the weights; the others are computed when the model is made."""
+    stored = model.state_dict()
+    return {name: buffer for name, buffer in model.named_buffers() if name in stored}
 
 
 def _check_length(config: PretrainedConfig, max_seq_len: int) -> None:
@@ -146,51 +184,6 @@ def _check_length(config: PretrainedConfig, max_seq_len: int) -> None:
             f"max_seq_len is {max_seq_len}, but the model has {limit} positions (max_position_embeddings): give a"
             f" max_seq_len of at most {limit}"
         )
-
-
-def _read_config(folder: Path) -> PretrainedConfig:
-    """Read `config.json`; code that comes with a model is never run."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ImportModelError(
-            f"{folder} holds no config.json: expected the folder of a transformers model (config.json, *.safetensors)"
-        )
-    content = _read_json(path)
-    if "auto_map" in content:
-        raise ImportModelError(
-            f"{path} names Python code that comes with the model (auto_map), which is never run: only architectures"
-            " that transformers itself has can be imported; load the model yourself and give it instead of its folder"
-        )
-    if content.get("quantization_config"):
-        method = content["quantization_config"].get("quant_method", "unknown method")
-        raise ImportModelError(
-            f"{folder} holds weights that are quantized already ({method}): expected floating-point weights; give the"
-            " original model"
-        )
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise ImportModelError(
-            f"transformers can't read {path}, model_type {content.get('model_type')!r} ({_first_line(error)}): expected"
-            " the config.json of a model that the installed transformers knows"
-        ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ImportModelError(f"{path} is no JSON ({error}): the file is damaged; fetch it again") from error
-    if not isinstance(content, dict):
-        raise ImportModelError(f"{path} holds a {type(content).__name__}: expected a JSON object")
-    return content
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
 
 
 def _special_tokens(config: PretrainedConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import tvm
@@ -17,10 +17,20 @@ class ParameterSource(Protocol):
         """Shape of a weight, without reading it."""
 
     def load(self, name: str) -> np.ndarray:
-        """Read one weight as a C-contiguous float32 array; the source keeps no copy of it.
+        """Read one weight as a C-contiguous array; the source keeps no copy of it.
+
+        Floats are float32, everything else (integer and boolean buffers) keeps its type.
 
         The array may share memory with a live model: it is for reading only.
         """
+
+
+@runtime_checkable
+class IndexedSource(Protocol):
+    """Weights of which parts can be read."""
+
+    def load_index(self, name: str, index: int) -> np.ndarray:
+        """Read part `index` along the first axis of one weight, as `ParameterSource.load` reads the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +53,11 @@ class CacheSize:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelMetadata:
-    """What is known of a model apart from its computation.
+class CausalLMMetadata:
+    """What generating text with a causal language model needs to know.
 
     Attributes
     ----------
-    architecture
-        Class of the model, such as `LlamaForCausalLM`.
-    source
-        Where it was read from: a path, or the name of a live model.
-    source_bytes
-        Size of the weights there.
-    source_format
-        "safetensors", "gguf Q4_1" (the type that most weights have) or "torch".
     vocab_size
         Number of tokens that the logits tell apart.
     eos_token_ids
@@ -72,10 +74,6 @@ class ModelMetadata:
         Number of positions in the cache.
     """
 
-    architecture: str
-    source: str
-    source_bytes: int
-    source_format: str
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
@@ -83,6 +81,31 @@ class ModelMetadata:
     kv_cache_dtype: KVCacheDtype
     max_batch: int
     max_seq_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """What is known of a model apart from its computation.
+
+    Attributes
+    ----------
+    architecture
+        Class of the model, such as `LlamaForCausalLM`.
+    source
+        Where it was read from: a path, or the name of a live model.
+    source_bytes
+        Size of the weights there.
+    source_format
+        "safetensors", "gguf Q4_1" (the type that most weights have), "torch", "onnx" or "relax".
+    causal_lm
+        What there is to know of a causal language model with a KV cache; None for every other model.
+    """
+
+    architecture: str
+    source: str
+    source_bytes: int
+    source_format: str
+    causal_lm: CausalLMMetadata | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +119,18 @@ class ImportedModel:
         counts its inputs; the parameters behind them are weights, the same in the same order in every entry, each
         named as in the model.
     entries
-        Names of the entry functions: `("decode", "prefill")` for a causal language model.
+        Names of the entry functions: `("decode", "prefill")` for a causal language model, `("decoder", "encoder")` for
+        an encoder-decoder, `("main",)` for every other model.
     parameters
         Where the weights' values are read.
     metadata
         What else is known.
     tokenizer_files
         `tokenizer.json` and `tokenizer_config.json` (with the chat template) by name; empty if there is no tokenizer.
+    example_inputs
+        Inputs of `main` to calibrate on where there is nothing better; None if the model came without.
+    notes
+        What was changed or left out on the way, a sentence each, for the report.
     """
 
     module: tvm.IRModule
@@ -110,3 +138,5 @@ class ImportedModel:
     parameters: ParameterSource
     metadata: ModelMetadata
     tokenizer_files: Mapping[str, bytes]
+    example_inputs: tuple[np.ndarray, ...] | None = None
+    notes: tuple[str, ...] = ()

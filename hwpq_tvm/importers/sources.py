@@ -1,8 +1,9 @@
-"""Where weights are read: safetensors files, live torch models, and the check that they fit the model."""
+"""Where weights are read: safetensors files, live torch models, and the weights of an imported model by name."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,9 +14,58 @@ from hwpq_tvm.importers.imported_model import ParameterSource
 
 INDEX_FILE = "model.safetensors.index.json"
 
+# Types of safetensors that torch has; another one is refused where it is met.
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
 
-def _float32(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """Return floats as a C-contiguous float32 array, other types as they are."""
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype).contiguous().numpy()
+
+
+class StoredTensors(Protocol):
+    """Tensors as they are stored, by the names that they have there."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of what is stored."""
+
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+
+    def meta(self, name: str) -> torch.Tensor:
+        """Shape and type of a tensor, as a tensor on the meta device."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read one tensor."""
+
+    def read_index(self, name: str, index: int) -> torch.Tensor:
+        """Read `tensor[index]`, and no more than that where the storage allows."""
+
+
+class Checkpoint(ParameterSource, Protocol):
+    """Weights by their names in the model, of which one can ask what there are."""
+
+    def names(self) -> set[str]:
+        """Names of all weights, and of tensors for which the model has no place."""
+
+    def load_index(self, name: str, index: int) -> np.ndarray:
+        """Read `weight[index]` without the rest of the weight."""
 
 
 class TorchSource:
@@ -33,33 +83,49 @@ class TorchSource:
         return tuple(self._tensors[name].shape)
 
     def load(self, name: str) -> np.ndarray:
-        """Read one weight as float32."""
-        return _float32(self._tensors[name])
+        """Read one weight; floats become float32."""
+        return as_array(self._tensors[name])
+
+    def load_index(self, name: str, index: int) -> np.ndarray:
+        """Read `weight[index]`."""
+        return as_array(self._tensors[name][index])
 
 
-class SafetensorsSource:
-    """Weights of a folder: one safetensors file, or shards with an index.
+class SafetensorsFiles:
+    """Tensors of a folder: one safetensors file, or shards with an index.
 
     Raises
     ------
     ImportModelError
-        When the folder holds no safetensors, a shard is missing, or a file is damaged.
+        When the folder holds no safetensors, a shard is missing, or files are damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self._files = _find_files(folder)
         self._where: dict[str, Path] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._meta: dict[str, torch.Tensor] = {}
+        damaged, unknown = [], []
         for file in self._files:
             try:
                 with safe_open(file, framework="pt") as opened:
                     for name in opened.keys():  # noqa: SIM118 -- no mapping
+                        stored = opened.get_slice(name)
                         self._where[name] = file
-                        self._shapes[name] = tuple(opened.get_slice(name).get_shape())
-            except SafetensorError as error:
-                raise ImportModelError(
-                    f"{file} is damaged or was not copied whole ({error}); fetch it again"
-                ) from error
+                        if (dtype := _DTYPES.get(stored.get_dtype())) is None:
+                            unknown.append(f"{name} ({stored.get_dtype()})")
+                            continue
+                        self._meta[name] = torch.empty(stored.get_shape(), dtype=dtype, device="meta")
+            except (SafetensorError, OSError) as error:
+                damaged.append(f"{file.name} ({str(error).strip()})")
+        if damaged:
+            raise ImportModelError(
+                f"{folder}: {', '.join(damaged)}: damaged or not copied whole; fetch {_them(damaged)} again"
+            )
+        if unknown:
+            raise ImportModelError(
+                f"{folder} holds types of numbers that can't be read: {', '.join(unknown)}; expected"
+                f" {', '.join(_DTYPES)}: give the original model"
+            )
 
     @property
     def nbytes(self) -> int:
@@ -70,14 +136,19 @@ class SafetensorsSource:
         """Names of all tensors."""
         return set(self._where)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a weight."""
-        return self._shapes[name]
+    def meta(self, name: str) -> torch.Tensor:
+        """Shape and type of a tensor, as a tensor on the meta device."""
+        return self._meta[name]
 
-    def load(self, name: str) -> np.ndarray:
-        """Read one weight as float32."""
+    def read(self, name: str) -> torch.Tensor:
+        """Read one tensor."""
         with safe_open(self._where[name], framework="pt") as opened:
-            return _float32(opened.get_tensor(name))
+            return opened.get_tensor(name)
+
+    def read_index(self, name: str, index: int) -> torch.Tensor:
+        """Read `tensor[index]` from the file, and no more than that."""
+        with safe_open(self._where[name], framework="pt") as opened:
+            return opened.get_slice(name)[index]
 
 
 class NoWeights:
@@ -100,19 +171,36 @@ class NoWeights:
         """Raise ImportModelError: there is nothing to read."""
         raise ImportModelError(f"{name} can't be read: the model was imported without its weights; import it with them")
 
+    def load_index(self, name: str, index: int) -> np.ndarray:
+        """Raise ImportModelError, as `load` does."""
+        return self.load(name)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds safetensors, or an index that names some."""
+    return (folder / INDEX_FILE).is_file() or any(folder.glob("*.safetensors"))
+
+
+def _them(things: list[str]) -> str:
+    return "it" if len(things) == 1 else "them"
+
 
 def _find_files(folder: Path) -> list[Path]:
     index = folder / INDEX_FILE
     if index.is_file():
         try:
             files = sorted({folder / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ImportModelError(f"{index} can't be read ({error!r}): expected JSON with a 'weight_map'") from error
         missing = [file.name for file in files if not file.is_file()]
         if missing:
-            raise ImportModelError(f"{folder} lacks shards that {INDEX_FILE} names: {', '.join(missing)}; fetch them")
+            raise ImportModelError(
+                f"{folder} lacks shards that {INDEX_FILE} names: {', '.join(missing)}; fetch {_them(missing)}"
+            )
         return files
-    files = sorted(folder.glob("*.safetensors"))
+    # Some publishers put the whole model beside its shards or a copy of it in their own names into the same folder.
+    single = folder / "model.safetensors"
+    files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
     if not files and (pickled := sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])):
         raise ImportModelError(
             f"the weights in {folder} are pickled ({pickled[0].name}), expected safetensors: convert them with"
@@ -141,7 +229,7 @@ class ModelParameters:
     ) -> None:
         self._checkpoint = checkpoint
         self._names = names
-        self._constants = constants
+        self._constants = {name: value for name, value in constants.items() if name not in names}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a weight."""
@@ -150,65 +238,14 @@ class ModelParameters:
         return self._checkpoint.shape(self._names[name])
 
     def load(self, name: str) -> np.ndarray:
-        """Read one weight as float32."""
+        """Read one weight; floats become float32."""
         if name in self._constants:
-            return _float32(self._constants[name])
+            return as_array(self._constants[name])
         return self._checkpoint.load(self._names[name])
 
-
-def match_names(
-    available: Mapping[str, tuple[int, ...]],
-    expected: Mapping[str, tuple[int, ...]],
-    aliases: Mapping[str, tuple[str, ...]],
-    *,
-    source: str,
-) -> dict[str, str]:
-    """Find every weight of a model in its checkpoint.
-
-    Parameters
-    ----------
-    available
-        Shapes of the tensors of the checkpoint, by name.
-    expected
-        Shapes of the weights of the model, by name.
-    aliases
-        All names that a weight has in the model (tied weights have several).
-    source
-        The checkpoint's name for messages.
-
-    Returns
-    -------
-    For each weight, its name in the checkpoint.
-
-    Raises
-    ------
-    ImportModelError
-        Naming all weights that are missing, that have another shape, or for which the model has no place.
-    """
-    found = {}
-    for name in expected:
-        candidates = [alias for alias in aliases.get(name, (name,)) if alias in available]
-        if candidates:
-            found[name] = candidates[0]
-    problems = []
-    if missing := [name for name in expected if name not in found]:
-        problems.append(f"lacks {', '.join(missing)}")
-    wrong = [
-        f"{theirs} is {list(available[theirs])}, expected {list(expected[name])}"
-        for name, theirs in found.items()
-        if available[theirs] != expected[name]
-    ]
-    if wrong:
-        problems.append(f"has other shapes than its configuration says ({'; '.join(wrong)})")
-    known = {alias for name in expected for alias in aliases.get(name, (name,))}
-    # Old checkpoints hold the rotary frequencies, which the configuration gives.
-    extra = sorted(name for name in available if name not in known and not name.endswith("rotary_emb.inv_freq"))
-    if extra:
-        problems.append(
-            f"has weights for which the model that its configuration describes has no place ({', '.join(extra)})"
-        )
-    if problems:
-        raise ImportModelError(
-            f"{source} {', and '.join(problems)}: the configuration and the weights must be of the same model"
-        )
-    return found
+    def load_index(self, name: str, index: int) -> np.ndarray:
+        """Read `weight[index]`, without the rest where the checkpoint can."""
+        if name in self._constants or not hasattr(self._checkpoint, "load_index"):
+            return self.load(name)[index]
+        found: np.ndarray = self._checkpoint.load_index(self._names[name], index)
+        return found

@@ -4,12 +4,15 @@ import contextlib
 import copy
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from hwpq_tvm.errors import ImportModelError
+from hwpq_tvm.importers.model_class import model_class
+
+AnyModule = TypeVar("AnyModule", bound=torch.nn.Module)
 
 # What is replaced below belongs to the whole process: one import at a time.
 _patching = threading.RLock()
@@ -35,21 +38,20 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def build_structure(config: PretrainedConfig) -> PreTrainedModel:
-    """Build the causal language model that a configuration describes, with parameters on the meta device.
+    """Build the model that a configuration describes, with parameters on the meta device.
 
     Raises
     ------
     ImportModelError
-        When transformers knows no causal language model for the configuration, or can't build it.
+        When transformers knows no model for the configuration, or can't build it.
     """
     name = ", ".join(config.architectures or [config.model_type])
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ImportModelError(
-            f"architecture {name} is no causal language model of the installed transformers; {supported_models()}"
-        )
+    found = model_class(config)
+    if found is None:
+        raise ImportModelError(f"architecture {name} is no model of the installed transformers; {supported_models()}")
     try:
         with _parameters_on_meta():
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            return found._from_config(config, dtype=torch.float32)
     except Exception as error:
         raise ImportModelError(f"transformers can't build {name} from its config.json: {error}") from error
 
@@ -57,12 +59,12 @@ def build_structure(config: PretrainedConfig) -> PreTrainedModel:
 def supported_models() -> str:
     """Say which models can be imported; ends the message of a refusal."""
     return (
-        "supported are decoder-only models of torch.nn.Linear layers that attend causally through transformers'"
-        " attention interface: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and what is built like them"
+        "supported are decoder-only models whose tokens meet in causal attention only: LlamaForCausalLM,"
+        " GPT2LMHeadModel, BloomForCausalLM and what is built like them"
     )
 
 
-def copy_without_weights(model: PreTrainedModel) -> PreTrainedModel:
+def copy_without_weights(model: AnyModule) -> AnyModule:
     """Copy a model for tracing: float32 parameters that take no memory, buffers with values, in eval mode."""
     memo: dict[int, Any] = {
         id(parameter): torch.nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False)

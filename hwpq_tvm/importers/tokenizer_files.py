@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 from transformers.integrations.gguf import convert_gguf_tokenizer  # type: ignore[attr-defined]
 
 from hwpq_tvm.errors import ImportModelError
@@ -13,39 +14,62 @@ from hwpq_tvm.errors import ImportModelError
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
+# What tokenizers of other kinds consist of.
+_OTHER_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "vocab.txt")
 
 
-def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """Read `tokenizer.json` and `tokenizer_config.json` of a folder.
+def read_tokenizer_files(folder: Path) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Read the tokenizer of a folder.
 
-    A chat template in a file of its own is put into the configuration. Without `tokenizer.json` the result is empty.
+    A chat template in a file of its own is put into the configuration. Other files than `tokenizer.json`, such as a
+    model of sentencepiece, are converted where transformers can.
+
+    Returns
+    -------
+    `tokenizer.json` and `tokenizer_config.json` by name, empty if there is no tokenizer; and sentences for the report.
+
+    Raises
+    ------
+    ImportModelError
+        When `tokenizer_config.json` is damaged.
     """
-    if not (folder / TOKENIZER).is_file():
-        return {}
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8")) if (folder / CONFIG).is_file() else {}
     except ValueError as error:
         raise ImportModelError(f"{folder / CONFIG} is no JSON ({error}); fetch it again or remove it") from error
     if (folder / CHAT_TEMPLATE).is_file():
         config["chat_template"] = (folder / CHAT_TEMPLATE).read_text("utf-8")
-    return {TOKENIZER: (folder / TOKENIZER).read_bytes(), CONFIG: _json(config)}
+    if (folder / TOKENIZER).is_file():
+        return {TOKENIZER: (folder / TOKENIZER).read_bytes(), CONFIG: _json(config)}, ()
+    found = [name for name in _OTHER_FILES if (folder / name).is_file()]
+    if not found:
+        return {}, ()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        content = tokenizer.backend_tokenizer.to_str()
+    except Exception as error:
+        return {}, (
+            f"no tokenizer: transformers can't convert {', '.join(found)} to {TOKENIZER}"
+            f" ({_first_line(error)}), so that the model takes token ids, and no text",
+        )
+    return {TOKENIZER: content.encode(), CONFIG: _json(config)}, (f"{TOKENIZER} was made of {', '.join(found)}",)
 
 
-def gguf_tokenizer_files(architecture: str, metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """Make the tokenizer that the metadata of a GGUF file describes; empty if it describes none."""
+def gguf_tokenizer_files(architecture: str, metadata: Mapping[str, Any]) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Make the tokenizer that the metadata of a GGUF file describes; returns what `read_tokenizer_files` does."""
     prefix = "tokenizer.ggml."
     found = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
     if "tokens" not in found:
-        return {}
+        return {}, ()
     renamed = {"model": "tokenizer_type", "pre": "pre_tokenizer_type", "unknown_token_id": "unk_token_id"}
     described = {renamed.get(key, key): value for key, value in found.items()}
     try:
         tokenizer, _ = convert_gguf_tokenizer(architecture, described)
     except Exception as error:
-        raise ImportModelError(
-            f"transformers can't make a tokenizer of the kind {found.get('model')!r} that the GGUF file describes"
-            f" ({error}); give the folder of the original model instead"
-        ) from error
+        return {}, (
+            f"no tokenizer: transformers can't make one of the kind {found.get('model')!r} that the GGUF file describes"
+            f" ({_first_line(error)}), so that the model takes token ids, and no text",
+        )
     config: dict[str, Any] = {}
     for word in ("bos", "eos", "unknown", "padding"):
         if (index := found.get(f"{word}_token_id")) is not None and 0 <= index < len(found["tokens"]):
@@ -61,7 +85,11 @@ def gguf_tokenizer_files(architecture: str, metadata: Mapping[str, Any]) -> dict
         )
     if template := metadata.get("tokenizer.chat_template"):
         config["chat_template"] = template
-    return {TOKENIZER: tokenizer.to_str().encode(), CONFIG: _json(config)}
+    return {TOKENIZER: tokenizer.to_str().encode(), CONFIG: _json(config)}, ()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
 
 
 def _json(value: Any) -> bytes:

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -11,11 +11,12 @@ import numpy as np
 
 from ..cpu import host_cores, missing_features
 from ..errors import GenerationError
+from .batch_session import BatchSession
 from .device import Device, load_cuda_runtime
 from .device_check import check_device, default_device, other_target
-from .generation import Generation, check_prompt, sampler
-from .manifest import GenerationSpec, Manifest, TensorSpec
-from .session import Session
+from .generation import BatchGeneration, Generation, check_prompt, sampler
+from .inputs import as_inputs, input_problems
+from .manifest import GenerationSpec, Manifest
 from .tokenizer import TextStream, TextTokenizer
 from .tvm_runtime import VirtualMachine, use_threads
 from .weights import Weights
@@ -189,12 +190,12 @@ class CompiledModel:
         Parameters
         ----------
         *inputs
-            Token ids `[n]` or `[1, n]` for a causal language model; otherwise the inputs of entry `main` as arrays.
+            Token ids `[n]` or `[batch, n]` for a causal language model; otherwise the inputs of entry `main` as arrays.
 
         Returns
         -------
         numpy.ndarray or tuple of numpy.ndarray
-            float32 logits `[*ids.shape, vocab_size]` of every position; otherwise what `main` returns.
+            float32 logits `[*ids.shape, vocab_size]` of every position; otherwise what `main` returns, see `run`.
 
         Raises
         ------
@@ -202,30 +203,47 @@ class CompiledModel:
             When the inputs are not what the model takes.
         """
         if "main" in self.manifest.entries:
-            return self._main(inputs)
+            return self.run("main", *inputs)
         if len(inputs) != 1:
             raise GenerationError(f"found {len(inputs)} inputs, expected one: the token ids.")
         ids = np.asarray(inputs[0])
-        if ids.ndim == 2 and ids.shape[0] == 1:
-            return self(ids[0])[None]
-        return Session(self).prefill(check_prompt(ids, self.generation), all_logits=True)
+        rows = list(ids) if ids.ndim == 2 else [ids]
+        prompts = [check_prompt(row, self.generation) for row in rows]
+        logits = np.stack(BatchSession(self).prefill(prompts, all_logits=True))
+        return logits if ids.ndim == 2 else logits[0]
 
-    def _main(self, inputs: Sequence[Any]) -> Any:
-        expected = self.manifest.entries["main"].inputs
-        if len(inputs) != len(expected):
-            names = ", ".join(spec.name for spec in expected)
-            raise GenerationError(f"found {len(inputs)} inputs, expected {len(expected)}: {names}.")
-        arrays = [np.asarray(value) for value in inputs]
-        for array, spec in zip(arrays, expected, strict=True):
-            if not _fits(array, spec):
-                raise GenerationError(
-                    f"input {spec.name} is {array.dtype} of shape {array.shape}: expected {spec.dtype} of shape "
-                    f"{spec.shape}."
-                )
+    def run(self, entry: str, *inputs: Any) -> Any:
+        """Run an entry function on arrays.
+
+        Parameters
+        ----------
+        entry
+            Its name; `manifest.entries` has them all, with the names, types and shapes of their inputs.
+        *inputs
+            Its inputs as arrays (or what NumPy makes arrays of), without the weights.
+
+        Returns
+        -------
+        numpy.ndarray or tuple of numpy.ndarray
+            What it returns: an array, or a tuple of arrays if there are several.
+
+        Raises
+        ------
+        GenerationError
+            When there is no such entry, or the inputs are not what it takes.
+        """
+        if entry not in self.manifest.entries:
+            raise GenerationError(f"the model has no entry {entry!r}: expected {' or '.join(self.manifest.entries)}.")
+        spec = self.manifest.entries[entry]
+        arrays = as_inputs(spec, inputs)
+        if problems := input_problems(spec, arrays):
+            raise GenerationError("\n".join(problems))
         self.prepare()
-        result = self.call("main", *map(self.device.from_host, arrays))
-        host = self.device.to_host
-        return host(result) if hasattr(result, "dtype") else tuple(map(host, result))
+        result = self.call(entry, *map(self.device.from_host, arrays))
+        outputs = [result] if hasattr(result, "dtype") else list(result)
+        # The next call may reuse the memory of what this one returned.
+        found = tuple(np.array(self.device.to_host(output)) for output in outputs)
+        return found[0] if len(found) == 1 else found
 
     @overload
     def generate(
@@ -286,21 +304,111 @@ class CompiledModel:
             When the prompt is empty, too long, or has ids out of the vocabulary; when an option is out of range; when
             the model has no tokenizer for a text, or is not a causal language model.
         """
+        return Generation(self._generate([prompt_or_ids], max_new_tokens, [sampler(temperature, top_p, seed)], chat))
+
+    @overload
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        seed: int | None = ...,
+        *,
+        chat: bool = ...,
+    ) -> BatchGeneration[str]: ...
+
+    @overload
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int] | np.ndarray],
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        seed: int | None = ...,
+        *,
+        chat: bool = ...,
+    ) -> BatchGeneration[int]: ...
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int] | np.ndarray],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        *,
+        chat: bool = False,
+    ) -> BatchGeneration[Any]:
+        """Continue several prompts of any lengths at once; each answer is what `generate` would give.
+
+        Parameters
+        ----------
+        prompts
+            Texts, or token ids of each prompt; at most as many as the `max_batch` that the model was compiled for.
+        max_new_tokens
+            At most this many tokens are generated after each prompt.
+        temperature, top_p, seed
+            See `sampler`; prompt i is sampled with the random numbers of `seed + i`.
+        chat
+            The texts are users' messages: each is put into the model's chat template.
+
+        Returns
+        -------
+        BatchGeneration
+            Iterator over (number of the prompt, piece): pieces of text for texts, or token ids for ids. It computes as
+            it is read; its `token_ids` and `stop_reasons` have an entry for each prompt.
+
+        Raises
+        ------
+        GenerationError
+            As `generate`, naming the prompt; and when there are none, too many, or texts and ids among each other.
+        """
+        if isinstance(prompts, str):
+            raise GenerationError("prompts is one text: expected a list of texts, or of token ids.")
+        if not len(prompts):
+            raise GenerationError("there are no prompts: expected at least one.")
+        if len({isinstance(prompt, str) for prompt in prompts}) > 1:
+            raise GenerationError("some prompts are texts and some are token ids: expected all of one kind.")
+        seeds = [None if seed is None else seed + row for row in range(len(prompts))]
+        return self._generate(prompts, max_new_tokens, [sampler(temperature, top_p, each) for each in seeds], chat)
+
+    def _generate(
+        self,
+        prompts: Sequence[str | Sequence[int] | np.ndarray],
+        max_new_tokens: int,
+        picks: Sequence[Callable[[np.ndarray], int]],
+        chat: bool,
+    ) -> BatchGeneration[Any]:
         spec = self.generation
-        pick = sampler(temperature, top_p, seed)
-        text: TextStream | None = None
-        ids: Sequence[int] | np.ndarray
-        if isinstance(prompt_or_ids, str):
-            if not prompt_or_ids:
-                raise GenerationError("the prompt is empty: it needs at least one token.")
-            ids = self.tokenizer.encode_chat(prompt_or_ids) if chat else self.tokenizer.encode(prompt_or_ids)
-            text = TextStream(self.tokenizer, ids)
-        else:
+        if len(prompts) > spec.batch:
+            raise GenerationError(
+                f"found {len(prompts)} prompts: the model was compiled for max_batch={spec.batch}. Give fewer at a "
+                "time, or build with a larger max_batch."
+            )
+        texts: list[TextStream] = []
+        encoded: list[list[int]] = []
+        for row, prompt in enumerate(prompts):
+            try:
+                encoded.append(check_prompt(self._ids(prompt, chat), spec))
+            except GenerationError as error:
+                if len(prompts) == 1:
+                    raise
+                raise GenerationError(f"prompts[{row}]: {error}") from error
+            if isinstance(prompt, str):
+                texts.append(TextStream(self.tokenizer, encoded[-1]))
+        return BatchGeneration(
+            BatchSession(self), encoded, spec, max_new_tokens=max_new_tokens, picks=picks, texts=texts or None
+        )
+
+    def _ids(self, prompt: str | Sequence[int] | np.ndarray, chat: bool) -> Sequence[int] | np.ndarray:
+        if not isinstance(prompt, str):
             if chat:
                 raise GenerationError("chat=True needs a text, and the prompt is token ids.")
-            ids = prompt_or_ids
-        prompt = check_prompt(ids, spec)
-        return Generation(Session(self), prompt, spec, max_new_tokens=max_new_tokens, pick=pick, text=text)
+            return prompt
+        if not prompt:
+            raise GenerationError("the prompt is empty: it needs at least one token.")
+        return self.tokenizer.encode_chat(prompt) if chat else self.tokenizer.encode(prompt)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an artefact folder, which `hwpq_tvm.load` reads.
@@ -316,11 +424,3 @@ class CompiledModel:
         from .artifact import save  # artifact.load makes a CompiledModel
 
         save(self, Path(path))
-
-
-def _fits(array: np.ndarray, spec: TensorSpec) -> bool:
-    return (
-        array.dtype.name == spec.dtype
-        and array.ndim == len(spec.shape)
-        and all(isinstance(want, str) or want == found for want, found in zip(spec.shape, array.shape, strict=True))
-    )

@@ -185,8 +185,8 @@ class Input:
         self._device = device
         self.tensor = device.from_host(self._values) if device.copies else self._host
 
-    def set(self, value: int) -> None:
-        """Fill it with a value, which is there when this returns."""
+    def set(self, value: int | np.ndarray) -> None:
+        """Fill it with a value, or with one for each element, which are there when this returns."""
         self._values[...] = value
         if self._device.copies:
             self._device._copy(self._host, self.tensor)

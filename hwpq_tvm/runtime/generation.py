@@ -1,4 +1,4 @@
-"""Generating text: sampling, and the stream of pieces that `CompiledModel.generate` returns."""
+"""Generating text: sampling, and the streams of pieces that `CompiledModel.generate` and `generate_batch` return."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, Literal, TypeVar
@@ -6,8 +6,8 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 
 from ..errors import GenerationError
+from .batch_session import BatchSession
 from .manifest import GenerationSpec
-from .session import Session
 from .tokenizer import TextStream
 
 StopReason = Literal["end of text", "max_new_tokens", "max_seq_len"]
@@ -22,14 +22,15 @@ def check_prompt(ids: Sequence[int] | np.ndarray, spec: GenerationSpec) -> list[
     GenerationError
         When there are none, too many, or some that the vocabulary lacks.
     """
-    array = np.asarray(ids)
+    expected = "expected a text, or a flat sequence of integer token ids (several prompts are for generate_batch)."
+    try:
+        array = np.asarray(ids)
+    except ValueError as error:
+        raise GenerationError(f"the prompt is no array ({error}): {expected}") from error
     if array.size == 0:
         raise GenerationError("the prompt is empty: it needs at least one token.")
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise GenerationError(
-            f"the prompt is an array of shape {array.shape} and dtype {array.dtype}: expected a text, or a flat "
-            "sequence of integer token ids."
-        )
+        raise GenerationError(f"the prompt is an array of shape {array.shape} and dtype {array.dtype}: {expected}")
     if len(array) > spec.max_seq_len:
         raise GenerationError(
             f"the prompt has {len(array)} tokens, the model was compiled for max_seq_len={spec.max_seq_len}. Shorten "
@@ -86,67 +87,103 @@ def sampler(temperature: float, top_p: float, seed: int | None) -> Callable[[np.
     return sample
 
 
-class Generation(Iterator[Piece], Generic[Piece]):
-    """Iterator over what a model writes: pieces of text for a text prompt, token ids for a prompt of ids.
+class BatchGeneration(Iterator[tuple[int, Piece]], Generic[Piece]):
+    """Iterator over what a model writes after several prompts, side by side: (number of the prompt, piece).
 
     Attributes
     ----------
-    token_ids : list of int
-        Ids generated so far, without the end token.
-    stop_reason : str or None
-        None while more can come; then `"end of text"` (the model wrote an end token), `"max_new_tokens"`, or
-        `"max_seq_len"` (the KV cache is full).
+    token_ids : list of list of int
+        Ids generated so far after each prompt, without the end token.
+    stop_reasons : list of str or None
+        For each prompt None while more can come; then `"end of text"` (the model wrote an end token),
+        `"max_new_tokens"`, or `"max_seq_len"` (the KV cache is full).
     """
 
     def __init__(
         self,
-        session: Session,
-        prompt: Sequence[int],
+        session: BatchSession,
+        prompts: Sequence[Sequence[int]],
         spec: GenerationSpec,
         *,
         max_new_tokens: int,
-        pick: Callable[[np.ndarray], int],
-        text: TextStream | None,
+        picks: Sequence[Callable[[np.ndarray], int]],
+        texts: Sequence[TextStream] | None,
     ) -> None:
         if max_new_tokens < 1:
             raise GenerationError(f"max_new_tokens={max_new_tokens}: expected at least 1.")
         self._spec = spec
         self._max_new_tokens = max_new_tokens
-        self.token_ids: list[int] = []
-        self.stop_reason: StopReason | None = None
-        self._pieces: Iterator[Piece] = (
-            self._tokens(session, prompt, pick) if text is None else self._texts(session, prompt, pick, text)  # type: ignore[assignment]
+        self.token_ids: list[list[int]] = [[] for _ in prompts]
+        self.stop_reasons: list[StopReason | None] = [None] * len(prompts)
+        steps = self._steps(session, prompts, picks)
+        self._pieces: Iterator[tuple[int, Piece]] = (
+            self._tokens(steps) if texts is None else self._texts(steps, texts)  # type: ignore[assignment]
         )
+
+    def __iter__(self) -> "BatchGeneration[Piece]":
+        return self
+
+    def __next__(self) -> tuple[int, Piece]:
+        return next(self._pieces)
+
+    def _steps(
+        self, session: BatchSession, prompts: Sequence[Sequence[int]], picks: Sequence[Callable[[np.ndarray], int]]
+    ) -> Iterator[dict[int, int]]:
+        """Tokens that the prompts get, one each at most, by the prompt's number."""
+        logits = {row: last[0] for row, last in enumerate(session.prefill(prompts))}
+        while logits:
+            tokens = {row: picks[row](scores) for row, scores in logits.items()}
+            # Known before a token is handed out, so that who stops reading after the last one sees it.
+            for row, token in tokens.items():
+                if token in self._spec.eos_token_ids:
+                    self.stop_reasons[row] = "end of text"
+                    continue
+                self.token_ids[row].append(token)
+                if len(self.token_ids[row]) == self._max_new_tokens:
+                    self.stop_reasons[row] = "max_new_tokens"
+                elif session.lengths[row] == self._spec.max_seq_len:
+                    self.stop_reasons[row] = "max_seq_len"
+            yield {row: token for row, token in tokens.items() if self.stop_reasons[row] != "end of text"}
+            tokens = {row: token for row, token in tokens.items() if self.stop_reasons[row] is None}
+            logits = {}
+            if tokens:
+                found = session.decode(tokens)
+                logits = {row: found[row] for row in tokens}
+
+    def _tokens(self, steps: Iterator[dict[int, int]]) -> Iterator[tuple[int, int]]:
+        for tokens in steps:
+            yield from tokens.items()
+
+    def _texts(self, steps: Iterator[dict[int, int]], texts: Sequence[TextStream]) -> Iterator[tuple[int, str]]:
+        running = list(range(len(texts)))
+        for tokens in steps:
+            for row in running:
+                piece = texts[row].add(tokens[row]) if row in tokens else ""
+                if self.stop_reasons[row]:
+                    piece += texts[row].finish()
+                if piece:
+                    yield row, piece
+            running = [row for row in running if self.stop_reasons[row] is None]
+
+
+class Generation(Iterator[Piece], Generic[Piece]):
+    """Iterator over what a model writes: pieces of text for a text prompt, token ids for a prompt of ids."""
+
+    def __init__(self, batch: BatchGeneration[Piece]) -> None:
+        self._batch: BatchGeneration[Piece] = batch
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Ids generated so far, without the end token."""
+        return self._batch.token_ids[0]
+
+    @property
+    def stop_reason(self) -> StopReason | None:
+        """None while more can come; then why it ended, as `BatchGeneration` has it."""
+        return self._batch.stop_reasons[0]
 
     def __iter__(self) -> "Generation[Piece]":
         return self
 
     def __next__(self) -> Piece:
-        return next(self._pieces)
-
-    def _tokens(self, session: Session, prompt: Sequence[int], pick: Callable[[np.ndarray], int]) -> Iterator[int]:
-        logits = session.prefill(prompt)[0]
-        while True:
-            token = pick(logits)
-            if token in self._spec.eos_token_ids:
-                self.stop_reason = "end of text"
-                return
-            self.token_ids.append(token)
-            # Known before the token is handed out, so that who stops reading after the last one sees it.
-            if len(self.token_ids) == self._max_new_tokens:
-                self.stop_reason = "max_new_tokens"
-            elif session.length == self._spec.max_seq_len:
-                self.stop_reason = "max_seq_len"
-            yield token
-            if self.stop_reason:
-                return
-            logits = session.decode(token)
-
-    def _texts(
-        self, session: Session, prompt: Sequence[int], pick: Callable[[np.ndarray], int], text: TextStream
-    ) -> Iterator[str]:
-        for token in self._tokens(session, prompt, pick):
-            if piece := text.add(token):
-                yield piece
-        if piece := text.finish():
-            yield piece
+        return next(self._batch)[1]

@@ -26,10 +26,14 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class EntrySpec:
-    """Inputs (the weights that follow them left out) and outputs of an entry function."""
+    """Inputs (the weights that follow them left out) and outputs of an entry function.
+
+    `upper_bounds` has the largest sizes of dimensions that vary, by name, where they are limited.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    upper_bounds: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,9 @@ class Manifest:
                     **value,
                     "required_features": tuple(value["required_features"]),
                     "entries": {
-                        name: EntrySpec(_tensors(entry["inputs"]), _tensors(entry["outputs"]))
+                        name: EntrySpec(
+                            _tensors(entry["inputs"]), _tensors(entry["outputs"]), entry.get("upper_bounds", {})
+                        )
                         for name, entry in value["entries"].items()
                     },
                     "parameters": _tensors(value["parameters"]),

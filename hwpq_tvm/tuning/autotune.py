@@ -213,7 +213,14 @@ class _Compressed:
 def _compressed(model: Any, config: HWPQConfig, target: Target, max_seq_len: int) -> _Compressed:
     """Import and plan a model, without its weights."""
     imported = import_model(model, max_seq_len=max_seq_len, kv_cache_dtype=config.kv_cache_dtype, needs_weights=False)
-    planned = make_plan(imported.module, imported.entries, config, calibrated=True, target=target)
+    planned = make_plan(
+        imported.module,
+        imported.entries,
+        config,
+        calibrated=True,
+        target=target,
+        has_lm_head=imported.metadata.causal_lm is not None,
+    )
     mod = tvm.transform.Sequential([CompressLinears(planned, imported.entries)])(imported.module)
     return _Compressed(mod, imported.entries, planned)
 

@@ -275,7 +275,7 @@ def _softmax(
             where = span(v * lanes, lanes)
             store(scores, [row, where], scaled(where))
         with loop("slot", tile.slots) as slot:
-            bias = args.bias[tile.b, tile.group * shape.shared + row, 0, tile.key(slot)]
+            bias = args.bias[tile.group * shape.shared + row, tile.key(slot)]
             store(scores, [row, slot], scores[row, slot] + bias)
     best = T.alloc_buffer((lanes,), "float32", layout=None)
     total = T.alloc_buffer((lanes,), "float32", layout=None)

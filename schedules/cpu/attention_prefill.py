@@ -246,7 +246,7 @@ def _add_keys(
 
     if args.bias is not None:
         with loop("h", tiling.heads) as h, loop("i", task.count) as i, loop("j", keys) as j:
-            bias = args.bias[task.b, task.head + h, task.begin + i, start + j]
+            bias = args.bias[task.head + h, start + j]
             store(task.scores, [j, h * tiling.queries + i], bias)
     if task.unpacked is not None:
         unpack(0)

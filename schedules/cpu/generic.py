@@ -178,8 +178,10 @@ def _vectorize_sum(sch: Schedule, handle: Any, *, moved: bool) -> None:
 
 def _split_at_branches(sch: Schedule, handle: Any) -> None:
     """Cut the inner loop where a concatenation switches its source, so that each part is free of branches."""
-    loop = sch.get_loops(handle)[-1]
-    extent = sch.get(loop).extent
+    loops = sch.get_loops(handle)
+    if not loops:  # a single number
+        return
+    loop, extent = loops[-1], sch.get(loops[-1]).extent
     if not isinstance(extent, IntImm) or _is_reduction(sch.get(handle)):
         return
     bounds: list[int] = []

@@ -1,6 +1,6 @@
 """Register tiles: the innermost products of float32 kernels, with accumulators that stay in vector registers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -91,7 +91,7 @@ def dot_tile(
 def outer_tile(
     *,
     rows: int,
-    offsets: list[int],
+    offsets: Sequence[Any],
     steps: Any,
     lanes: int,
     weight: Callable[[int, Any], Any],

@@ -246,7 +246,7 @@ class _Block:
                     score = score * scales[u]
                 score = self.shape.softcapped(score)
                 if self.args.bias is not None:
-                    score = score + self.args.bias[self.b, self.head(h), 0, key]
+                    score = score + self.args.bias[self.head(h), key]
                 scores[h].append(hold("score", T.Select(valid[u], score, T.float32(float("-inf")))))
         weights = []
         for h in range(plan.heads):

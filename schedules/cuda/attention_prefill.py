@@ -222,13 +222,13 @@ class _Block:
             mine = range(i * tile.lane_keys, (i + 1) * tile.lane_keys)
             top = hold("top", self.tops[i])
             first = shape.first_key(positions[i])
-            query, head = self.query(self.row(i)) if shape.score_bias else (None, None)
+            head = self.query(self.row(i))[1] if shape.score_bias else None
             for j, at in enumerate(mine):
                 key = start + (self.part + j * KEY_LANES)
                 score = scores[at] * self._scale(KEYS, j) if shape.quantized else scores[at]
                 score = shape.softcapped(score)
                 if self.args.bias is not None:
-                    score = score + self.args.bias[self.b, head, query, T.min(key, last)]
+                    score = score + self.args.bias[head, T.min(key, last)]
                 score = hold("score", score)
                 seen = key <= positions[i] if shape.window is None else T.And(key <= positions[i], key >= first)
                 store(scores, [at], T.Select(seen, score, T.float32(float("-inf"))))

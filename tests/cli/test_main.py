@@ -38,6 +38,23 @@ def test_run_streams_text_and_says_why_it_ended(capsys, tiny, tmp_path):
     assert (out, err) == ("b\n", "[1 tokens, stopped at: max_new_tokens]\n")
 
 
+def test_run_continues_several_prompts_at_once(capsys, tiny_batch, tmp_path):
+    tiny_batch(*chain(ord("a"), *"b😀c".encode(), EOS)).save(tmp_path / "m")
+    prompts = ["--prompt", "xa", "--prompt", "b", "--prompt", "c"]
+    out, err = output(capsys, "run", tmp_path / "m", *prompts, "--max-new-tokens", "5")
+    assert out == "[1]\nb😀\n[2]\n😀c\n[3]\n\n"
+    assert err.splitlines() == [
+        "[prompt 1: 5 tokens, stopped at: max_new_tokens]",
+        "[prompt 2: 5 tokens, stopped at: max_new_tokens]",
+        "[prompt 3: 0 tokens, stopped at: end of text]",
+    ]
+    line = error_line(capsys, "run", tmp_path / "m", *prompts, "--prompt", "d", code=2)
+    assert line.startswith("hwpq: error: found 4 prompts: the model was compiled for max_batch=3.")
+    assert "prompts[1]: the prompt is empty" in error_line(
+        capsys, "run", tmp_path / "m", "--prompt", "a", "--prompt", "", code=2
+    )
+
+
 def test_run_passes_the_sampling_options_on(capsys, tiny_artifact):
     arguments = ["run", tiny_artifact, "--prompt", "a", "--temperature", "2", "--max-new-tokens", "9"]
     assert output(capsys, *arguments, "--seed", "1").out == output(capsys, *arguments, "--seed", "1").out
@@ -170,11 +187,12 @@ def test_build_calls_the_compiler_once_and_saves(capsys, compiler_stub, tiny, tm
 
     compiler_stub.build = build
     arguments = ["--out", tmp_path / "m", "--calibration", "none", "--max-seq-len", "64", "--threads", "1"]
-    arguments += ["--tuning-logs", tmp_path / "tuned"]
+    arguments += ["--tuning-logs", tmp_path / "tuned", "--max-batch", "4"]
     out = output(capsys, "build", "model", "--target", "cpu:x86-64-v3", *arguments).out
     expected = {
         "config": HWPQConfig(),
         "calibration": None,
+        "max_batch": 4,
         "max_seq_len": 64,
         "threads": 1,
         "tuning_logs": tmp_path / "tuned",
@@ -233,6 +251,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(capsys, compiler_stub, tmp_p
     expected = {
         "config": HWPQConfig(),
         "calibration": "default",
+        "max_batch": 1,
         "max_seq_len": 2048,
         "threads": None,
         "tuning_logs": None,
@@ -243,7 +262,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(capsys, compiler_stub, tmp_p
 def test_the_compiler_takes_what_it_is_given():
     from hwpq_tvm import compiler
 
-    shared = {"config": HWPQConfig(), "calibration": None, "max_seq_len": 64, "threads": 1, "tuning_logs": "t"}
+    shared = {"config": HWPQConfig(), "calibration": None, "max_batch": 2, "max_seq_len": 64, "threads": 1}
+    shared["tuning_logs"] = "t"
     inspect.signature(compiler.plan).bind("model", "cpu", **shared)
     inspect.signature(compiler.build).bind(
         "model", "cpu", **shared, resume=True, work_dir="w", memory_budget=1, debug_dump=None

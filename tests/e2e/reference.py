@@ -4,6 +4,7 @@ import copy
 import re
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from hwpq_tvm.schedules import registry
 
@@ -25,6 +26,8 @@ def dequantized_weights(model):
         group = name.removesuffix(".weight")
         parent, _, leaves = group.rpartition(".")
         members = [f"{parent}.{leaf}" if parent else leaf for leaf in leaves.split("+")]
+        if not set(members) <= layers.keys():  # of several parents
+            members = group.split("+")
         rows = {}
         for member in members if group != name else []:
             if member not in layers or not weight_format(layers[member]).packs:
@@ -52,13 +55,22 @@ def reference_model(model, hf, *, quantize_activations=True):
     modules = dict(result.named_modules())
     layers = {layer["name"]: layer for layer in model.report["layers"]}
     for name, weight in dequantized_weights(model).items():
+        stored = modules[name].weight
         with torch.no_grad():
-            modules[name].weight.copy_(torch.from_numpy(weight))
+            weight = weight.T if isinstance(modules[name], Conv1D) else weight
+            stored.copy_(torch.from_numpy(weight).reshape(stored.shape))
         if not quantize_activations or weight_format(layers[name]).activation_dtype != "int8":
             continue
         # A table that is tied to the output projection is named after the embedding.
-        users = [m for m in modules.values() if getattr(m, "weight", None) is modules[name].weight]
+        users = [m for m in modules.values() if getattr(m, "weight", None) is stored]
         for module in users:
-            if isinstance(module, torch.nn.Linear):
+            if isinstance(module, torch.nn.Linear | Conv1D):
                 module.register_forward_pre_hook(lambda _, inputs: (fake_quantized(inputs[0]),))
+            elif isinstance(module, torch.nn.Conv2d):
+                module.register_forward_pre_hook(lambda _, inputs: (_of_channels(inputs[0]),))
     return result
+
+
+def _of_channels(x):
+    """Round the activations of a 1x1 convolution to int8, per place."""
+    return fake_quantized(x.movedim(1, -1)).movedim(-1, 1)

@@ -4,7 +4,7 @@ import numpy as np
 
 import hwpq_tvm
 from hwpq_tvm import HWPQConfig, LayerScheme
-from hwpq_tvm.runtime.session import Session
+from hwpq_tvm.runtime.batch_session import BatchSession
 from tests.tiny_hf import tiny_qwen2
 
 from . import gpu_on_host
@@ -37,19 +37,24 @@ CONFIG = HWPQConfig(
 )
 
 
-def logits(model, ids):
-    """Logits of a prefill, and of the same ids when the last ones come one by one."""
-    session = Session(model)
-    return model(ids), np.stack([session.prefill(ids[:-2])[0], *(session.decode(int(i)) for i in ids[-2:])])
+def logits(model, prompts, more):
+    """Logits of every position of the prompts, then those of decoding: all get one id, then the last one another."""
+    session = BatchSession(model)
+    whole = np.concatenate(session.prefill(prompts, all_logits=True))
+    last = len(prompts) - 1
+    first = session.decode({row: int(more[row]) for row in range(len(prompts))})
+    return whole, first, session.decode({last: int(more[-1])})[last]
 
 
 def test_interpreted_kernels():
-    """All kernels of a model, as PTX: prefill and decode."""
+    """All kernels of a model, as PTX: prefill and decode of two sequences of unequal lengths."""
     hf = tiny_qwen2(tie_word_embeddings=True)
-    options = {"config": CONFIG, "calibration": None, "max_seq_len": 24}
+    options = {"config": CONFIG, "calibration": None, "max_batch": 2, "max_seq_len": 24}
     cpu = hwpq_tvm.build(hf, "cpu", progress=False, **options)
     gpu = gpu_on_host.build(hf, "cuda:sm_89", gpu_on_host.interpreted, **options)
-    ids = np.random.default_rng().integers(0, hf.config.vocab_size, 11)
+    rng = np.random.default_rng()
+    prompts = [rng.integers(0, hf.config.vocab_size, length) for length in (3, 8)]
+    more = rng.integers(0, hf.config.vocab_size, 3)
     # Float8 activations have 3 bits of mantissa; kernels alone are held to tighter bounds in their own tests.
-    for found, expected in zip(logits(gpu, ids), logits(cpu, ids), strict=True):
+    for found, expected in zip(logits(gpu, prompts, more), logits(cpu, prompts, more), strict=True):
         assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)

@@ -5,12 +5,18 @@ import pytest
 import torch
 import tvm
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import (
+    ALL_ATTENTION_FUNCTIONS,
+    LlamaAttention,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
 from tvm import relax
 
 from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.importers import import_model
 from tests.importers.stock_build import Runner
-from tests.tiny_hf import save, tiny_gemma2, tiny_llama, tiny_qwen2
+from tests.tiny_hf import save, tiny, tiny_gemma2, tiny_llama, tiny_qwen2
 
 LENGTH = 24
 MODELS = {
@@ -80,8 +86,8 @@ def test_an_int8_cache_changes_the_logits_by_what_quantizing_costs(tiny):
     model = tiny(num_hidden_layers=2)
     imported = import_model(model, max_seq_len=LENGTH, kv_cache_dtype="int8")
     heads, head_dim = model.config.num_key_value_heads, model.model.layers[0].self_attn.head_dim
-    assert imported.metadata.kv_cache_shape == (2, 2, 1, heads, LENGTH, head_dim + 4)
-    assert imported.metadata.kv_cache_dtype == "int8"
+    assert imported.metadata.causal_lm.kv_cache_shape == (2, 2, 1, heads, LENGTH, head_dim + 4)
+    assert imported.metadata.causal_lm.kv_cache_dtype == "int8"
     ids = np.random.default_rng(4).integers(0, model.config.vocab_size, 20).tolist()
     expected = reference(model, ids)
     runner = Runner(imported)
@@ -102,8 +108,8 @@ def test_entries_follow_the_calling_convention(model_and_import):
     model, imported = model_and_import
     assert imported.entries == ("decode", "prefill")
     cache = (2, 2, 1, model.config.num_key_value_heads, LENGTH, model.model.layers[0].self_attn.head_dim)
-    assert imported.metadata.kv_cache_shape == cache
-    assert imported.metadata.kv_cache_dtype == "float32"
+    assert imported.metadata.causal_lm.kv_cache_shape == cache
+    assert imported.metadata.causal_lm.kv_cache_dtype == "float32"
     weights = {}
     for entry in imported.entries:
         function = imported.module[entry]
@@ -178,3 +184,95 @@ def test_a_live_model_stays_as_it_is():
     assert imported.metadata.source_bytes == 2 * sum(parameter.numel() for parameter in model.parameters())
     name = "model.layers.0.mlp.up_proj.weight"
     np.testing.assert_array_equal(imported.parameters.load(name), model.get_parameter(name).detach().float().numpy())
+
+
+class _OddAttention(LlamaAttention):
+    """Attention whose values have rows of their own size, and which has more heads of keys than other layers."""
+
+    def __init__(self, config, layer_idx, value_dim):
+        super().__init__(config, layer_idx)
+        heads = config.num_attention_heads
+        self.num_key_value_groups = 1
+        self.k_proj = torch.nn.Linear(config.hidden_size, heads * self.head_dim, bias=False)
+        self.v_proj = torch.nn.Linear(config.hidden_size, heads * value_dim, bias=False)
+        self.o_proj = torch.nn.Linear(heads * value_dim, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        batch, length, _ = hidden_states.shape
+        query, key, value = (
+            linear(hidden_states).view(batch, length, self.config.num_attention_heads, -1).transpose(1, 2)
+            for linear in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        out, weights = attend(self, query, key, value, attention_mask, scaling=0.2, **kwargs)
+        return self.o_proj(out.reshape(batch, length, -1)), weights
+
+
+def llama_of_unlike_layers():
+    """The second layer has 3 heads of keys and values of 17 numbers, the first one head of 12."""
+    model = tiny_llama(num_key_value_heads=1)
+    torch.manual_seed(7)
+    model.model.layers[1].self_attn = _OddAttention(model.config, 1, value_dim=17)
+    return model.eval()
+
+
+# Attention of their own, a bias of positions, norms without weights, tables of positions.
+UNUSUAL = {
+    "falcon with ALiBi": lambda: tiny("falcon"),
+    "falcon with rotary positions": lambda: tiny("falcon", alibi=False, multi_query=True, parallel_attn=True),
+    "mpt": lambda: tiny("mpt"),
+    "gpt_neo": lambda: tiny("gpt_neo"),
+    "gptj": lambda: tiny("gptj"),
+    "olmo": lambda: tiny("olmo"),
+    "unlike layers": llama_of_unlike_layers,
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_rows_of_a_batch_are_at_places_of_their_own(name):
+    model = UNUSUAL[name]()
+    # Falcon's plainest attention adds the bias of positions twice.
+    model.set_attn_implementation("sdpa" if name.startswith("falcon") else "eager")
+    ids = np.random.default_rng(6).integers(3, model.config.vocab_size, (2, 20))
+    with torch.no_grad():
+        expected = model(torch.tensor(ids)).logits.numpy()
+    assert expected.std() > 0.3
+    runner = Runner(import_model(model, max_seq_len=LENGTH, max_batch=2))
+
+    np.testing.assert_allclose(runner.rows("prefill", ids[:, :11], [0, 0], range(11)), expected[:, :11], atol=1e-4)
+    # The second row goes back to its position 6.
+    pasts = np.array([11, 6])
+    at = np.stack([range(past, past + 3) for past in pasts])
+    pick = np.arange(2)[:, None]
+    np.testing.assert_allclose(runner.rows("prefill", ids[pick, at], pasts, range(3)), expected[pick, at], atol=1e-4)
+    for past in (pasts + 3, pasts + 4):
+        found = runner.rows("decode", ids[pick, past[:, None]], past)
+        np.testing.assert_allclose(found, expected[pick, past[:, None]], atol=1e-4)
+
+
+def test_the_cache_has_room_for_the_largest_layer():
+    imported = import_model(llama_of_unlike_layers(), max_seq_len=LENGTH, kv_cache_dtype="int8")
+    assert imported.metadata.causal_lm.kv_cache_shape == (2, 2, 1, 3, LENGTH, 17 + 4)
+
+
+@pytest.mark.parametrize(("max_seq_len", "long"), [(16, False), (24, True)])
+def test_longrope_has_one_set_of_factors_by_the_longest_text(max_seq_len, long):
+    model = tiny("phi3")
+    imported = import_model(model, max_seq_len=max_seq_len)
+    factors = model.config.rope_parameters["long_factor" if long else "short_factor"]
+    expected = 1 / (np.array(factors) * 10000.0 ** (np.arange(0, 12, 2) / 12))
+    np.testing.assert_allclose(imported.parameters.load("model.rotary_emb.inv_freq"), expected, rtol=1e-6)
+    assert bool(imported.notes) == long
+    assert not long or "long factors of longrope" in imported.notes[0]
+
+
+def test_dynamic_rotary_positions_are_the_plain_ones_as_far_as_the_model_goes():
+    plain = tiny_llama()
+    scaled = tiny_llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+    # A text that was longer changed the live model's frequencies.
+    with torch.no_grad():
+        scaled(torch.zeros(1, 80, dtype=torch.int64))
+    first, second = (import_model(model, max_seq_len=LENGTH) for model in (plain, scaled))
+    name = "model.rotary_emb.inv_freq"
+    np.testing.assert_array_equal(first.parameters.load(name), second.parameters.load(name))

@@ -105,7 +105,11 @@ def test_weights_are_those_that_transformers_reads(tmp_path, make, tied):
     assert (metadata.source, metadata.source_format) == (str(path), "gguf Q8_0")
     assert metadata.source_bytes == path.stat().st_size
     assert metadata.architecture == type(model).__name__
-    assert (metadata.eos_token_ids, metadata.bos_token_id, metadata.vocab_size) == ((1,), 0, len(TOKENS))
+    assert (metadata.causal_lm.eos_token_ids, metadata.causal_lm.bos_token_id, metadata.causal_lm.vocab_size) == (
+        (1,),
+        0,
+        len(TOKENS),
+    )
 
 
 def test_tokenizer_is_made_from_the_metadata(tmp_path):
@@ -126,9 +130,10 @@ def test_tokenizer_is_made_from_the_metadata(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"llama.rope.scaling.type": "yarn"}, r"rotary embeddings of .* are scaled \(yarn\)"),
-        ({"llama.rope.dimension_count": 8}, "turn 8 of 16 dimensions"),
-        ({"tokenizer.ggml.model": "rwkv"}, "can't make a tokenizer of the kind 'rwkv'"),
+        ({"llama.rope.scaling.type": "dynamic"}, r"rope\.scaling\.type = 'dynamic'"),
+        ({"llama.attention.value_length": 8}, "values of 8 and keys of 16 elements"),
+        ({"llama.embedding_scale": 2.0}, r"llama\.embedding_scale = 2\.0"),
+        ({"llama.feed_forward_length": [96, 64]}, r"llama\.feed_forward_length differs from layer to layer"),
     ],
 )
 def test_what_the_configuration_would_not_say_is_refused(tmp_path, changes, message):
@@ -153,8 +158,21 @@ def test_damaged_files(tmp_path):
 def test_architectures_of_another_kind(tmp_path):
     path = write(tiny_llama(**SIZES), tmp_path / "tiny.gguf")
     path.write_bytes(path.read_bytes().replace(b"llama", b"mamba", 1))
-    with pytest.raises(ImportModelError, match="architecture 'mamba': expected llama or qwen2"):
+    with pytest.raises(ImportModelError, match=r"architecture 'mamba': expected bloom, falcon, .*qwen3moe"):
         import_model(path, max_seq_len=16)
+
+
+def test_parts_of_a_model(tmp_path):
+    path = write(tiny_llama(**SIZES), tmp_path / "tiny.gguf", **{"split.count": 3})
+    with pytest.raises(ImportModelError, match="is one of 3 parts of a model: put them together"):
+        import_model(path, max_seq_len=16)
+
+
+def test_a_tokenizer_that_can_not_be_made_costs_text_only(tmp_path):
+    path = write(tiny_llama(**SIZES), tmp_path / "tiny.gguf", **{"tokenizer.ggml.model": "rwkv"})
+    imported = import_model(path, max_seq_len=16)
+    assert imported.tokenizer_files == {}
+    assert "can't make one of the kind 'rwkv'" in imported.notes[0] and "takes token ids" in imported.notes[0]
 
 
 def test_values_of_all_kinds(tmp_path):

@@ -8,7 +8,9 @@ import torch
 from tokenizers import Tokenizer, models
 from tvm import relax
 
+from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.importers import import_model, sources
+from hwpq_tvm.importers.tokenizer_files import read_tokenizer_files
 from tests.tiny_hf import save, tiny_llama, tiny_qwen2
 
 
@@ -26,8 +28,8 @@ def test_a_folder_of_shards_gives_the_weights_of_the_model(tmp_path, dtype):
     size = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
     metadata = imported.metadata
     assert (metadata.source, metadata.source_format, metadata.source_bytes) == (str(tmp_path), "safetensors", size)
-    assert (metadata.architecture, metadata.vocab_size) == ("Qwen2ForCausalLM", 101)
-    assert (metadata.eos_token_ids, metadata.bos_token_id) == ((2,), 1)
+    assert (metadata.architecture, metadata.causal_lm.vocab_size) == ("Qwen2ForCausalLM", 101)
+    assert (metadata.causal_lm.eos_token_ids, metadata.causal_lm.bos_token_id) == ((2,), 1)
 
 
 def test_weights_are_read_one_by_one(tmp_path, monkeypatch):
@@ -89,7 +91,42 @@ def test_special_tokens_of_the_generation_config_go_first(tmp_path):
     model.generation_config.eos_token_id = [7, 9]
     save(model, tmp_path)
     for imported in (import_model(tmp_path, max_seq_len=8), import_model(model, max_seq_len=8)):
-        assert (imported.metadata.eos_token_ids, imported.metadata.bos_token_id) == ((7, 9), 1)
+        assert (imported.metadata.causal_lm.eos_token_ids, imported.metadata.causal_lm.bos_token_id) == ((7, 9), 1)
+
+
+def test_without_weights_a_configuration_is_enough(tmp_path):
+    save(tiny_llama(num_hidden_layers=1), tmp_path)
+    with_weights = import_model(tmp_path, max_seq_len=8, needs_weights=False)
+    assert with_weights.metadata.source_bytes > 0 and with_weights.notes == ()
+    (tmp_path / "model.safetensors").unlink()
+    imported = import_model(tmp_path, max_seq_len=8, needs_weights=False)
+    assert imported.notes == ("the folder holds no weights, so that nothing was checked against them",)
+    assert imported.module.script() == with_weights.module.script()
+    assert imported.parameters.shape("lm_head.weight") == (101, 36)
+    with pytest.raises(ImportModelError, match=r"lm_head\.weight can't be read: the model was imported without"):
+        imported.parameters.load("lm_head.weight")
+
+
+def test_other_kinds_of_tokenizers_are_converted(tmp_path):
+    save(tiny_llama(num_hidden_layers=1), tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2, "Ġ": 3, "<|endoftext|>": 4}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}'
+    )
+    files, notes = read_tokenizer_files(tmp_path)
+    assert Tokenizer.from_str(files["tokenizer.json"].decode()).encode("abb").ids == [2, 1]
+    assert json.loads(files["tokenizer_config.json"])["eos_token"] == "<|endoftext|>"
+    assert notes == ("tokenizer.json was made of vocab.json, merges.txt",)
+
+
+def test_a_tokenizer_that_can_not_be_converted_costs_text_only(tmp_path):
+    save(tiny_llama(num_hidden_layers=1), tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"no sentencepiece")
+    files, notes = read_tokenizer_files(tmp_path)
+    assert files == {}
+    assert notes[0].startswith("no tokenizer: transformers can't convert tokenizer.model")
+    assert "token ids, and no text" in notes[0] and "\n" not in notes[0]
 
 
 def test_tokenizer_files_come_along(tmp_path):

@@ -80,6 +80,9 @@ def test_zeros_and_inputs(device):
         value.set(number)
         assert device.to_host(value.tensor) == [[number]]
     assert value.tensor.data_ptr() == address
+    several = Input(device, (3,), "int32")
+    several.set(np.array([4, 0, 9]))
+    assert device.to_host(several.tensor).tolist() == [4, 0, 9]
     device.synchronize()
 
 
@@ -90,6 +93,16 @@ def test_a_model_with_copies_writes_what_one_without_does(copied):
         assert list(model.generate(prompt, max_new_tokens=9)) == reference.greedy(prompt, 9)
     ids = np.random.default_rng().integers(0, V, 17)
     np.testing.assert_allclose(model(ids), reference.logits(list(ids)), atol=1e-4)
+
+
+def test_several_sequences_with_copies(tiny_batch):
+    weights = random_weights(14)
+    model, reference = tiny_batch(*weights), Reference(*weights)
+    copied = CompiledModel(model.library, model.params, model.manifest, {}, {}, device=COPYING)
+    prompts = [[5, 6, 7], [200], list(range(20))]
+    generation = copied.generate_batch(prompts, max_new_tokens=9)
+    assert len(list(generation)) == 9 + 9 + 5
+    assert generation.token_ids == [reference.greedy(prompts[row], count) for row, count in enumerate((9, 9, 5))]
 
 
 def test_logits_stay_what_they_were_when_the_sequence_goes_on(copied):

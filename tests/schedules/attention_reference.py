@@ -64,7 +64,7 @@ class Case:
             "query": 2 * rng.standard_normal((batch, self.heads, length, self.head_dim)),
             "key": rng.standard_normal((batch, self.kv_heads, length, self.head_dim)),
             "value": rng.standard_normal((batch, self.kv_heads, length, self.head_dim)),
-            "bias": rng.standard_normal((batch, self.heads, length, self.max_len)),
+            "bias": rng.standard_normal((self.heads, self.max_len)),
         }
         return {
             "cache": quantized_rows(cache) if self.cache_dtype == "int8" else cache,
@@ -116,7 +116,7 @@ def attended(case: Case, inputs: dict[str, np.ndarray], cache: np.ndarray, layer
         if case.softcap is not None:
             score = case.softcap * np.tanh(score / case.softcap)
         if case.bias:
-            score = score + inputs["bias"][b, h, i, first : last + 1]
+            score = score + inputs["bias"][h, first : last + 1]
         weight = np.exp(score - score.max())
         out[b, i, h] = (weight / weight.sum()) @ values
     return out

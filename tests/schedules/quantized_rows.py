@@ -6,8 +6,14 @@ from hwpq_tvm.schedules.layouts.tiles import activation_columns, padded_rows
 
 from . import reference
 
-# Rows of symbolic and known numbers of tokens: dimensions of a description, then shapes to call it with.
-LEADS = (((1, 1), ((1, 1),)), ((1, "seq_len"), ((1, 1), (1, 2), (1, 7), (1, 33))), ((2, 9), ((2, 9),)))
+# Rows of symbolic and known numbers of tokens: dimensions of a description, then shapes to call it with. The first two
+# are those of one sequence, the others of three.
+LEADS = (
+    ((1, 1), ((1, 1),)),
+    ((1, "seq_len"), ((1, 1), (1, 2), (1, 7), (1, 33))),
+    ((3, 1), ((3, 1),)),
+    ((3, "seq_len"), ((3, 1), (3, 11))),
+)
 
 
 def outputs(M: int, K: int, *, known_one: bool) -> list[np.ndarray]:

@@ -41,18 +41,20 @@ def skip_unless_native(target: Target) -> None:
 
 
 def compiled(func: PrimFunc, target: Target) -> Callable[..., None]:
-    """Build one TensorIR function; it takes NumPy arrays, and writes the last ones where they lie.
+    """Build one TensorIR function; it takes NumPy arrays and integers, and writes the last arrays where they lie.
 
     Skips the test where this CPU can't run it.
     """
     skip_unless_native(target)
     executable = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target=target)
 
-    def run(*arrays: np.ndarray) -> None:
-        tensors = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays]
+    def run(*arrays: np.ndarray | int) -> None:
+        tensors = [
+            array if isinstance(array, int) else tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays
+        ]
         executable["main"](*tensors)
         for array, tensor in zip(arrays, tensors, strict=True):
-            if array.flags.writeable:
+            if not isinstance(array, int) and array.flags.writeable:
                 array[...] = tensor.numpy()
 
     return run

@@ -70,14 +70,30 @@ def test_every_length_around_the_edges_of_tiles(shape: tuple[int, int, int], tar
     check([(new + past, new) for new in (2, 15, 16, 17, 47, 48, 49, 97) for past in (0, 1, 50, 200)])
 
 
-@pytest.mark.parametrize("cache_dtype", ["float32", "int8"])
-def test_portable_target_computes_the_same(cache_dtype: str) -> None:
-    case = Case(past=(70, 3), heads=4, kv_heads=2, head_dim=20, max_len=100, seq_len=1, cache_dtype=cache_dtype)
-    target = {"kind": "llvm"}
+PORTABLE = {"kind": "llvm"}
+BATCH = Case(past=(70, 3, 100), heads=4, kv_heads=2, head_dim=20, max_len=100, seq_len=1)
+
+
+@pytest.mark.parametrize(
+    ("target", "seq_len", "cache_dtype"),
+    [
+        (PORTABLE, 1, "float32"),
+        (PORTABLE, 1, "int8"),
+        (PORTABLE, 29, "float32"),
+        (AVX512, 1, "int8"),
+        (AVX512, 29, "int8"),
+    ],
+    ids=str,
+)
+def test_other_targets_compute_the_same(target: dict, seq_len: int, cache_dtype: str) -> None:
+    """Sequences of different lengths, one of them full already, and some with no room for their padding."""
+    case = replace(BATCH, cache_dtype=cache_dtype, seq_len=seq_len, symbolic=seq_len > 1)
     inputs = case.inputs(np.random.default_rng(4))
     scheduled = [schedule(func, tvm.target.Target(target)) for func in (case.update(), case.attention())]
-    _, out = run(case, *scheduled, inputs, 0, target)
-    np.testing.assert_allclose(out, attended(case, inputs, updated_cache(inputs, 0), 0), atol=5e-6)
+    cache, out = run(case, *scheduled, inputs, 0, target)
+    expected = updated_cache(inputs, 0)
+    np.testing.assert_array_equal(cache, expected)
+    np.testing.assert_allclose(out, attended(case, inputs, expected, 0), atol=5e-6)
 
 
 def test_scores_far_apart_stay_finite() -> None:

@@ -24,8 +24,8 @@ CASES = [
         {"activation": "silu", "columns": [37], "gate_at": (0, 2), "up_at": (0, 20)},
     ),
     (
-        (2, 5),
-        ((2, 5),),
+        (2, "seq_len"),
+        ((2, 1), (2, 5)),
         602,
         {
             "activation": "gelu_tanh",

@@ -19,7 +19,7 @@ ARCH = "sm_80"  # the kernels are the same for every architecture
 CASES = [
     ("rms", (1, 1), ((1, 1),), 576),
     ("rms", (1, "seq_len"), ((1, 1), (1, 9)), 1),
-    ("all of rms", (2, 9), ((2, 9),), 18),
+    ("all of rms", (2, "seq_len"), ((2, 1), (2, 9)), 18),
     ("residual stream", (1, "seq_len"), ((1, 1), (1, 7)), 2048),
     ("float", (1, "seq_len"), ((1, 3),), 17),
     ("layer", (1, "seq_len"), ((1, 8), (1, 11)), 603),
