@@ -27,12 +27,13 @@ CUDA := $(shell $(PYTHON) -c "import platform as p; print(1 if (p.system(), p.ma
 COMMA := ,
 TEST_EXTRAS := test,tune,plots$(if $(CUDA),$(COMMA)cuda)
 
+# Most of a test's time goes into compiling, on one core. What a file's tests share is made once: they run in one process.
 # mypy runs away from the sources, which lack the folders that are installed inside the package.
 test: $(VENV)/.package $(VENV)/.test-models $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	cd $(VENV) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p hwpq_tvm
-	HWPQ_REQUIRE_EMULATORS=$(EMULATORS) HWPQ_REQUIRE_CUDA=$(CUDA) $(BIN)/pytest
+	HWPQ_REQUIRE_EMULATORS=$(EMULATORS) HWPQ_REQUIRE_CUDA=$(CUDA) $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # The demo's models beside other runtimes; llama.cpp's package is compiled (about ten minutes). BENCH: more options.
 BENCH ?=

@@ -187,7 +187,7 @@ def build(
         library = Path(temporary.name) / "model.so"
         compiled = compile_module(mod, resolved, library, records=records, dump=dump)
 
-    manifest = _manifest(mod, resolved, config, imported, weights, compiled.device_code)
+    manifest = _manifest(resolved, config, imported, weights, compiled.device_code)
     report = build_report(
         planned,
         mod,
@@ -320,7 +320,6 @@ def _weights(
 
 
 def _manifest(
-    mod: tvm.IRModule,
     target: tvm.target.Target,
     config: HWPQConfig,
     imported: ImportedModel,
@@ -334,7 +333,7 @@ def _manifest(
         tvm_ffi_version=version("apache-tvm-ffi"),
         target=target.export(),
         required_features=tuple(sorted(cpu_features(target))),
-        entries=entry_specs(mod, imported.entries),
+        entries=entry_specs(imported.module, imported.entries),
         parameters=tuple(TensorSpec(name, array.shape, array.dtype.name) for name, array in weights.items()),
         config=config.to_json(),
         source={

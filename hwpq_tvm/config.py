@@ -44,7 +44,8 @@ class HWPQConfig:
     ignore
         Regular expressions of layers that are not pruned: they are stored dense, in the dtype that they would have had.
     lm_head
-        Scheme of the output projection and of the token embedding (one table where they are tied). It has to be dense.
+        Scheme of the output projection and of the token embedding (one table where they are tied) of a language model.
+        It has to be dense.
     kv_cache_dtype
         `"float32"`, or `"int8"` with one scale per token and head: a quarter of the memory.
     activations

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import tvm
 from tvm import relax, tirx
 
-from .relax_passes.linears import OUTPUT_NAMES
+from .relax_passes.linears import OUTPUT_NAMES, looked_up_rows
 from .runtime.manifest import EntrySpec, TensorSpec
 
 # Attribute of a function: the largest value of each symbolic dimension, by name. Memory is planned for it.
@@ -13,14 +13,17 @@ UPPER_BOUNDS = "tir_var_upper_bound"
 
 
 def entry_spec(function: relax.Function) -> EntrySpec:
-    """Inputs, outputs and limits of an entry function; outputs are named by its attribute `hwpq.outputs`, if any."""
+    """Inputs, outputs and limits of an imported entry function; its attribute `hwpq.outputs`, if any, names outputs."""
     inputs = [_tensor(str(p.name), p.ty) for p in function.params[: int(function.attrs["num_input"])]]
     types = list(function.ret_ty.fields) if isinstance(function.ret_ty, relax.TupleType) else [function.ret_ty]
     given = function.attrs.get(OUTPUT_NAMES)
     names = [f"output_{i}" for i in range(len(types))] if given is None else [str(name) for name in given]
     bounds = {str(name): int(bound) for name, bound in (function.attrs.get(UPPER_BOUNDS) or {}).items()}
     outputs = [_tensor(name, type_) for name, type_ in zip(names, types, strict=True)]
-    return EntrySpec(tuple(inputs), tuple(outputs), bounds)
+    rows = looked_up_rows(function)
+    return EntrySpec(
+        tuple(inputs), tuple(outputs), bounds, {each.name: rows[each.name] for each in inputs if each.name in rows}
+    )
 
 
 def entry_specs(mod: tvm.IRModule, entries: Iterable[str]) -> dict[str, EntrySpec]:

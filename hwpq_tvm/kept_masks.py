@@ -21,7 +21,8 @@ def keep_masks(plan: Plan, parameters: ParameterSource) -> Plan:
     plan
         Schemes of all layers.
     parameters
-        The weights. Of a layer whose first row is dense, where the source can read a row alone, no more is read.
+        The weights. Of a layer whose first row is dense no more than that row is read, where the source can read a row
+        alone; what has to be put together as a whole (other layouts, packed checkpoints) is read once.
 
     Returns
     -------
@@ -45,9 +46,16 @@ def keep_masks(plan: Plan, parameters: ParameterSource) -> Plan:
 def _is_pruned(linear: LinearPlan, parameters: ParameterSource) -> bool:
     assert linear.scheme.kept_of_group is not None
     n, m = linear.scheme.kept_of_group
-    if isinstance(parameters, IndexedSource) and not satisfies(parameters.load_index(linear.weight, 0)[None], n, m):
+    name = linear.weight
+    if (
+        isinstance(parameters, IndexedSource)
+        and parameters.reads_parts(name)
+        and not satisfies(parameters.load_index(name, 0)[None], n, m)
+    ):
         return False
-    return satisfies(parameters.load(linear.weight), n, m)
+    weight = parameters.load(name)
+    # One row is quick to look at.
+    return satisfies(weight[:1], n, m) and satisfies(weight, n, m)
 
 
 def satisfies(weight: np.ndarray, n: int, m: int) -> bool:

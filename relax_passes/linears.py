@@ -115,6 +115,20 @@ def inputs_of_weights(calls: Iterable[LinearCall]) -> dict[str, relax.Expr | str
 
 def find_embeddings(function: relax.Function) -> list[EmbeddingCall]:
     """Every look-up of the function's first input in a float32 matrix among its parameters."""
+    return [call for call in _look_ups(function) if call.ids.same_as(function.params[0])]
+
+
+def looked_up_rows(function: relax.Function) -> dict[str, int]:
+    """Inputs that rows of tables are looked up by -> rows of the smallest such table: larger ids read beyond it."""
+    rows: dict[str, int] = {}
+    for call in _look_ups(function):
+        name, count = str(call.ids.name), int(call.weight.ty.shape.values[0])
+        rows[name] = min(count, rows.get(name, count))
+    return rows
+
+
+def _look_ups(function: relax.Function) -> Iterator[EmbeddingCall]:
+    """Every look-up of one of the function's parameters in another one, a float32 matrix."""
     parameters = set(function.params)
     values = {binding.var: binding.value for binding in bindings(function)}
 
@@ -123,15 +137,12 @@ def find_embeddings(function: relax.Function) -> list[EmbeddingCall]:
             ids = values[ids].args[0]
         return ids
 
-    return [
-        EmbeddingCall(binding.var, function.params[0], binding.value.args[0])
-        for binding in bindings(function)
-        if is_call(binding.value, "relax.take")
-        and binding.value.args[0] in parameters
-        and is_matrix(binding.value.args[0])
-        and binding.value.attrs.axis == 0
-        and origin(binding.value.args[1]).same_as(function.params[0])
-    ]
+    for binding in bindings(function):
+        if not is_call(binding.value, "relax.take") or binding.value.attrs.axis != 0:
+            continue
+        table, ids = binding.value.args[0], origin(binding.value.args[1])
+        if table in parameters and is_matrix(table) and ids in parameters:
+            yield EmbeddingCall(binding.var, ids, table)
 
 
 def output_projections(function: relax.Function, linears: list[LinearCall]) -> set[relax.Var]:

@@ -202,7 +202,8 @@ def make_plan(
     records
         Tuning records for the target: what they say of times decides where a scheme leaves 2:4 or dense open.
     has_lm_head
-        Whether the last linear before the first output is an `lm_head`; otherwise it is a linear like the others.
+        Whether the last linear before the first output is an `lm_head`, whose scheme tables of embeddings have, too;
+        otherwise it is a linear like the others, and tables have the default scheme, not pruned.
 
     Returns
     -------
@@ -271,10 +272,13 @@ def make_plan(
             )
         except PlanError as error:
             problems.append(str(error))
+    table_scheme = config.lm_head if has_lm_head else replace(config.default, sparsity=None)
     table_plans = []
     for table in embeddings:
         try:
-            table_plans.append(plans.get(table.weight.name) or _plan_embedding(table, config, find_format))
+            table_plans.append(
+                plans.get(table.weight.name) or _plan_embedding(table, table_scheme, config, find_format)
+            )
         except PlanError as error:
             problems.append(str(error))
     if problems:
@@ -355,10 +359,12 @@ def _plan_linear(
     return plan if choice is None or not plan.format.packs else replace(plan, chosen=choice.why)
 
 
-def _plan_embedding(call: EmbeddingCall, config: HWPQConfig, find_format: FindFormat) -> LinearPlan:
-    """Plan a table that is no linear: it is stored with the head's scheme."""
+def _plan_embedding(
+    call: EmbeddingCall, scheme: LayerScheme, config: HWPQConfig, find_format: FindFormat
+) -> LinearPlan:
+    """Plan a table that is no linear."""
     n, k = (int(dim) for dim in call.weight.ty.shape.values)
-    return _fitted(call.weight.name, n, k, config.lm_head, None, config, find_format)
+    return _fitted(call.weight.name, n, k, scheme, None, config, find_format)
 
 
 def _fitted(

@@ -66,7 +66,8 @@ def test_n_of_m(row, n, m, expected):
     assert satisfies(np.array([row, [0] * len(row)], np.float32), n, m) is expected
 
 
-def test_of_a_dense_layer_one_row_is_read(monkeypatch):
+@pytest.mark.parametrize("rows_alone", [True, False])
+def test_of_a_dense_layer_one_row_is_read_and_what_has_no_rows_once(monkeypatch, rows_alone):
     from hwpq_tvm.importers import import_model
     from hwpq_tvm.kept_masks import keep_masks
     from hwpq_tvm.relax_passes.plan import make_plan
@@ -80,10 +81,19 @@ def test_of_a_dense_layer_one_row_is_read(monkeypatch):
         HWPQConfig(default=LayerScheme("2:4", "int8", reconstruct="iht")),
         calibrated=True,
     )
-    read = []
-    stock = type(imported.parameters).load
-    monkeypatch.setattr(type(imported.parameters), "load", lambda self, name: read.append(name) or stock(self, name))
+    read, rows = [], []
+    kind = type(imported.parameters)
+    stock, stock_index = kind.load, kind.load_index
+    assert all(imported.parameters.reads_parts(linear.weight) for linear in plan.linears)
+    monkeypatch.setattr(kind, "reads_parts", lambda self, name: rows_alone)
+    monkeypatch.setattr(kind, "load", lambda self, name: read.append(name) or stock(self, name))
+    monkeypatch.setattr(
+        kind, "load_index", lambda self, name, index: rows.append((name, index)) or stock_index(self, name, index)
+    )
     kept = keep_masks(plan, imported.parameters)
-    assert DENSE + ".weight" not in read and len(read) == 6
+    asked = {linear.weight for linear in plan.linears if linear.needs_gram}
+    assert len(asked) == 7
+    assert sorted(read) == sorted(asked - {DENSE + ".weight"} if rows_alone else asked)
+    assert sorted(rows) == sorted((name, 0) for name in asked if rows_alone)
     assert [linear.weight for linear in kept.linears if linear.needs_gram] == [DENSE + ".weight"]
     assert [group.name for group in kept.groups] == [group.name for group in plan.groups]

@@ -75,14 +75,14 @@ def find_compressed_tensors(stored: StoredTensors, quantization: Mapping[str, An
     """
     if quantization.get("transform_config"):
         raise ImportModelError("its activations are transformed as well (transform_config)")
-    schemes = [each.get("weights") or {} for each in (quantization.get("config_groups") or {}).values()]
+    schemes = _weight_schemes(quantization)
     bits = {int(each["num_bits"]) for each in schemes if "num_bits" in each}
     blocks = {tuple(each["block_structure"]) for each in schemes if each.get("block_structure")}
     block: Block = blocks.pop() if len(blocks) == 1 else None
     names = stored.names()
     weights: dict[str, PackedWeight] = {}
     problems: list[str] = []
-    scales_alone = set()
+    scales_alone: dict[str, set[str]] = {}
     for name in sorted(names):
         path, _, part = name.rpartition(".")
         try:
@@ -97,10 +97,21 @@ def find_compressed_tensors(stored: StoredTensors, quantization: Mapping[str, An
                     weights[f"{path}.weight"] = _plain(stored, f"{path}.weight", extra, block)
                 else:
                     # Quantized and brought back to floats before it was saved: the scale was applied.
-                    scales_alone |= set(extra.values())
+                    scales_alone[path] = set(extra.values())
         except ImportModelError as error:
             problems.append(str(error))
     return _result(stored, weights, problems, "compressed-tensors", scales_alone)
+
+
+def _weight_schemes(quantization: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What each group of layers says of its weights."""
+    groups = quantization.get("config_groups") or {}
+    if named := [name for name, group in groups.items() if not isinstance(group, Mapping)]:
+        raise ImportModelError(
+            f"config_groups names schemes without saying what they are ({', '.join(named)}): expected each group to"
+            " have its 'weights'"
+        )
+    return [group.get("weights") or {} for group in groups.values()]
 
 
 def _result(
@@ -108,7 +119,7 @@ def _result(
     weights: Mapping[str, PackedWeight],
     problems: list[str],
     method: str,
-    unused: set[str] | None = None,
+    scales_alone: Mapping[str, set[str]] | None = None,
 ) -> PackedWeights:
     if problems:
         raise ImportModelError("; ".join(problems))
@@ -129,7 +140,13 @@ def _result(
             f"{len(of_activations)} scales of activations in the checkpoint are left out: what is quantized at run time"
             " is measured at run time"
         )
-    return PackedWeights(stored, weights, of_activations | (unused or set()), format=method, notes=tuple(notes))
+    if scales_alone:
+        notes.append(
+            f"{len(scales_alone)} weights were stored as floats beside their scales: they are read as they are, and the"
+            " scales are left out"
+        )
+    unused = of_activations.union(*(scales_alone or {}).values())
+    return PackedWeights(stored, weights, unused, format=method, notes=tuple(notes))
 
 
 def _scales(names: set[str], path: str) -> dict[str, str]:

@@ -160,6 +160,12 @@ class ConvertedCheckpoint:
         ]
         return as_array(self._convert(replace(conversion, sources=tuple(of_one)), self._read_float)[name][0])
 
+    def reads_parts(self, name: str) -> bool:
+        """Whether `load_index` leaves the rest of a weight unread."""
+        if name in self._plain:
+            return self._stored.reads_parts(self._plain[name])
+        return _stacks(self._converted[name].converter)
+
     def _read_float(self, name: str) -> torch.Tensor:
         tensor = self._stored.read(name)
         return tensor.to(torch.float32) if tensor.is_floating_point() else tensor

@@ -81,11 +81,18 @@ class GGUFSource:
         return self._read(name, self._file.load)
 
     def load_index(self, name: str, index: int) -> np.ndarray:
-        """Read `weight[index]`; of a stack of experts, only this one is dequantized."""
-        weight = self._weights[name]
-        if len(weight.shape) < 3 or self._architecture.undo_of(weight.tensors[0]):
+        """Read `weight[index]`; of a stack of experts or a matrix, only this one is dequantized where that can be."""
+        if not self.reads_parts(name):
             return np.ascontiguousarray(self.load(name)[index])
         return self._read(name, lambda tensor: self._file.load(tensor, index))
+
+    def reads_parts(self, name: str) -> bool:
+        """Whether `load_index` dequantizes no more than that: it does where parts were not mixed by the converter."""
+        weight = self._weights[name]
+        if any(self._architecture.undo_of(tensor) for tensor in weight.tensors):
+            return False
+        # Two matrices in one lie one behind the other along the axis that is cut; in stacks of matrices, behind it.
+        return len(weight.shape) > (1 if len(weight.tensors) == 1 else 2)
 
     def _read(self, name: str, load: Callable[[str], np.ndarray]) -> np.ndarray:
         values = []

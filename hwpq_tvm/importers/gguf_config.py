@@ -4,6 +4,7 @@ Keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, wit
 of something for which there is no translation here is refused: what it says would be lost in silence.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -53,15 +54,20 @@ _READ = {
     "rope.scaling.original_context_length",
     "rope.scaling.attn_factor",
 }
-# Keys that say nothing new with certain values: those that every model of the configuration has anyway.
+# Keys that say nothing new with certain values: those that every model of the configuration has anyway. What llama.cpp
+# takes for "not given" is among them.
 _NOTHING_NEW: dict[str, Callable[["Keys", Any], bool]] = {
     "attention.causal": lambda keys, value: value is True,
     "attention.head_count_kv": lambda keys, value: value == keys.get("attention.head_count"),
     "attention.key_length": lambda keys, value: True,
-    "attention.max_alibi_bias": lambda keys, value: value == 8.0,
+    # OLMo's configuration has no such number, but its code.
+    "attention.layer_norm_epsilon": lambda keys, value: (
+        keys.architecture == "olmo" and math.isclose(value, 1e-5, rel_tol=1e-6)
+    ),
+    "attention.max_alibi_bias": lambda keys, value: value in (0.0, 8.0),
     "context_length": lambda keys, value: True,
-    "expert_gating_func": lambda keys, value: value == 1,
-    "feed_forward_length": lambda keys, value: value == 4 * keys.get("embedding_length"),
+    "expert_gating_func": lambda keys, value: value in (0, 1),
+    "feed_forward_length": lambda keys, value: value in (0, 4 * keys.get("embedding_length")),
     "rope.scaling.finetuned": lambda keys, value: True,
     "tensor_data_layout": lambda keys, value: True,
 }
@@ -71,6 +77,7 @@ class Keys:
     """The metadata of a file that tell of its architecture."""
 
     def __init__(self, file: GGUFFile, architecture: str) -> None:
+        self.architecture: str = architecture
         prefix = f"{architecture}."
         self._found = {k.removeprefix(prefix): v for k, v in file.metadata.items() if k.startswith(prefix)}
 
@@ -118,7 +125,7 @@ def make_config(file: GGUFFile, architecture: str, model_type: str) -> Pretraine
             problems.append(f"{architecture}.{key} differs from layer to layer")
         elif name is not None:
             config[name] = value
-        elif key not in _READ and value and not _NOTHING_NEW.get(key, lambda *_: False)(keys, value):
+        elif key not in _READ and not _NOTHING_NEW.get(key, _is_nothing)(keys, value):
             problems.append(f"{architecture}.{key} = {value!r}")
     if problems:
         raise _untold(file, default, problems)
@@ -154,6 +161,11 @@ def make_config(file: GGUFFile, architecture: str, model_type: str) -> Pretraine
             f"transformers can't make a {type(default).__name__} of the metadata of {file.path} ({error}); give the"
             " folder of the original model instead"
         ) from error
+
+
+def _is_nothing(keys: Keys, value: Any) -> bool:
+    """Whether a value of a key that nothing is known of leaves a model as it is: zero, False, an empty text."""
+    return not value
 
 
 def _untold(file: GGUFFile, config: PretrainedConfig, problems: list[str]) -> ImportModelError:
@@ -221,7 +233,7 @@ def _special(file: GGUFFile, keys: Keys, model_type: str, config: Mapping[str, A
             special["use_qkv_bias"] = "attn_q" in has_bias
             special["use_parallel_residual"] = "blk.0.ffn_norm.weight" not in file.tensors
         case "qwen3_moe":
-            special.setdefault("norm_topk_prob", True)
+            special["norm_topk_prob"] = config.get("norm_topk_prob", True)
         case "falcon":
             many = keys.get("attention.head_count_kv", 1) != 1
             special |= {"new_decoder_architecture": many, "multi_query": not many}

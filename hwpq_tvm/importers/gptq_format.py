@@ -45,7 +45,7 @@ def find_gptq(stored: StoredTensors, quantization: Mapping[str, Any]) -> PackedW
     ImportModelError
         Naming all layers whose tensors are not as the format says.
     """
-    layout = str(quantization.get("checkpoint_format", "gptq"))
+    layout = str(quantization.get("checkpoint_format") or "gptq")
     if layout not in ("gptq", "gptq_v2"):
         raise ImportModelError(f"checkpoint_format is {layout!r}, expected 'gptq' or 'gptq_v2'")
     return _find(stored, partial(_gptq_layer, offset=1 if layout == "gptq" else 0), "gptq")
@@ -53,7 +53,7 @@ def find_gptq(stored: StoredTensors, quantization: Mapping[str, Any]) -> PackedW
 
 def find_awq(stored: StoredTensors, quantization: Mapping[str, Any]) -> PackedWeights:
     """Find the weights of an AWQ checkpoint of version "gemm"; parameters and errors are those of `find_gptq`."""
-    version = str(quantization.get("version", "gemm")).lower()
+    version = str(quantization.get("version") or "gemm").lower()
     if version != "gemm":
         raise ImportModelError(f"version is {version!r}, expected 'gemm'")
     return _find(stored, _awq_layer, "awq")

@@ -10,7 +10,8 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hwpq_tvm.errors import ImportModelError
-from hwpq_tvm.importers.causal_lm import ENTRIES, import_causal_lm
+from hwpq_tvm.importers.causal_lm import ENTRIES, CausalLM, import_causal_lm
+from hwpq_tvm.importers.computed_weights import computed_weights
 from hwpq_tvm.importers.converted_checkpoint import ConvertedCheckpoint
 from hwpq_tvm.importers.encoder import import_encoder
 from hwpq_tvm.importers.encoder_decoder import import_encoder_decoder
@@ -22,6 +23,7 @@ from hwpq_tvm.importers.quantized_checkpoint import refuse_quantized
 from hwpq_tvm.importers.sources import Checkpoint, ModelParameters, NoWeights, TorchSource
 from hwpq_tvm.importers.structure import build_structure, parameter_aliases, supported_models
 from hwpq_tvm.importers.tokenizer_files import read_tokenizer_files
+from hwpq_tvm.importers.transformers_model import TransformersModel
 
 
 def import_folder(folder: Path, size: CacheSize, *, needs_weights: bool = True) -> ImportedModel:
@@ -115,7 +117,7 @@ def import_with_checkpoint(
         return ImportedModel(
             module=found.module,
             entries=found.entries,
-            parameters=ModelParameters(checkpoint, names, found.constants),
+            parameters=_parameters(model, checkpoint, names, found, source),
             metadata=ModelMetadata(type(model).__name__, source, source_bytes, source_format, causal_lm=None),
             tokenizer_files=tokenizer_files,
             notes=(*notes, *found.notes),
@@ -129,7 +131,7 @@ def import_with_checkpoint(
     return ImportedModel(
         module=imported.module,
         entries=ENTRIES,
-        parameters=ModelParameters(checkpoint, names, imported.constants),
+        parameters=_parameters(model, checkpoint, names, imported, source),
         metadata=ModelMetadata(
             architecture=type(model).__name__,
             source=source,
@@ -169,6 +171,24 @@ def _match(model: PreTrainedModel, checkpoint: Checkpoint, source: str) -> dict[
         source=source,
         optional=optional,
     )
+
+
+def _parameters(
+    model: PreTrainedModel,
+    checkpoint: Checkpoint,
+    names: Mapping[str, str],
+    found: CausalLM | TransformersModel,
+    source: str,
+) -> ModelParameters:
+    """Where the weights of the functions are read; those that the checkpoint may lack are computed, if they can be."""
+    missing = [name for name in found.weights if name not in names and name not in found.constants]
+    computed = computed_weights(model, missing)
+    if unknown := [name for name in missing if name not in computed]:
+        raise ImportModelError(
+            f"{source} lacks {', '.join(unknown)}: {type(model).__name__} may be stored without, but has nothing else"
+            " than random values for them; load the model, save_pretrained() it whole and give that folder"
+        )
+    return ModelParameters(checkpoint, names, {**found.constants, **computed})
 
 
 def _persistent_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -32,6 +32,9 @@ class IndexedSource(Protocol):
     def load_index(self, name: str, index: int) -> np.ndarray:
         """Read part `index` along the first axis of one weight, as `ParameterSource.load` reads the whole."""
 
+    def reads_parts(self, name: str) -> bool:
+        """Whether `load_index` leaves the rest of a weight unread."""
+
 
 @dataclass(frozen=True, slots=True)
 class CacheSize:

@@ -37,6 +37,7 @@ def computed_constants(node: NodeProto, inputs: Values, opset: int) -> list[Valu
     if stored and node.op_type in ("Transpose", "Identity", "Cast") and stored[0].dtype.kind not in "iub":
         return [stored[0]] if node.op_type != "Transpose" and _is_float_cast(node) else None
     opset = max(opset, _ADOPTED_OPSET) if node.op_type in ADOPTED else opset
+    node = _with_all_outputs(node)
     types = _static_types(inferred_types(node, inputs, opset) or [])
     if types is None:
         return None
@@ -57,8 +58,9 @@ def constant(value: Stored) -> Value:
     return Known(value.read(), value.dtype) if value.size <= 1 else value
 
 
-def inferred_types(node: NodeProto, inputs: Values, opset: int) -> list[TypeProto] | None:
-    """Types of the outputs as the standard's inference finds them; None where it finds none."""
+def inferred_types(node: NodeProto, inputs: Values, opset: int) -> list[TypeProto | None] | None:
+    """Types of the outputs, by their places, as the standard's inference finds them; None where it finds none."""
+    node = _with_all_outputs(node)
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
         given = {name: each for name, each in zip(node.input, inputs, strict=True) if each is not None}
@@ -71,18 +73,31 @@ def inferred_types(node: NodeProto, inputs: Values, opset: int) -> list[TypeProt
         found = infer_node_outputs(schema, node, kinds, small, opset_imports=[helper.make_opsetid("", opset)])
     except Exception:
         return None
-    return [found[name] for name in node.output if name in found]
+    return [found.get(name) for name in node.output]
+
+
+def _with_all_outputs(node: NodeProto) -> NodeProto:
+    """Give names to outputs that are left out, so that the others keep their places."""
+    if all(node.output):
+        return node
+    named = NodeProto()
+    named.CopyFrom(node)
+    named.output[:] = [name or f"output {index} of {list(node.output)}" for index, name in enumerate(node.output)]
+    return named
 
 
 def _is_float_cast(node: NodeProto) -> bool:
     if node.op_type != "Cast":
         return True
-    return np.dtype(helper.tensor_dtype_to_np_dtype(node.attribute[0].i)).kind not in "iub"
+    target = next(each.i for each in node.attribute if each.name == "to")
+    return np.dtype(helper.tensor_dtype_to_np_dtype(target)).kind not in "iub"
 
 
-def _static_types(kinds: list[TypeProto]) -> list[tuple[tuple[int, ...], np.dtype]] | None:
+def _static_types(kinds: list[TypeProto | None]) -> list[tuple[tuple[int, ...], np.dtype]] | None:
     found = []
     for kind in kinds:
+        if kind is None:
+            return None
         tensor = kind.tensor_type
         if not tensor.HasField("shape") or not all(size.HasField("dim_value") for size in tensor.shape.dim):
             return None

@@ -1,5 +1,6 @@
 """ONNX files: the graph apart from its constants, which stay where they are until they are asked for."""
 
+import os
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,10 +135,12 @@ def stored_tensor(tensor: TensorProto, folder: Path | None) -> Stored:
             f"the data of {tensor.name} is in another file: load the model with its external data, or give its path"
         )
     info = ExternalDataInfo(tensor)
-    path = (folder / info.location).resolve()
+    # By its name only: files of a download cache are links to elsewhere.
+    location = os.path.normpath(info.location)
+    path = folder / location
     offset, bits = info.offset or 0, _BITS.get(tensor.data_type, dtype.itemsize * 8)
     length = -(-int(np.prod(shape, dtype=np.int64)) * bits // 8)
-    if not path.is_relative_to(folder.resolve()):
+    if os.path.isabs(location) or location.split(os.sep)[0] == os.pardir:
         raise ImportModelError(f"the data of {tensor.name} is said to lie in {info.location}, outside of the folder")
     if not path.is_file():
         raise ImportModelError(f"the data of {tensor.name} is missing: put {info.location} beside the model")

@@ -102,6 +102,7 @@ def _scaled(tensor: relax.Expr, factor: float) -> relax.Expr:
 def _pow(call: Call) -> relax.Expr:
     """A power; squares and cubes, of every norm and of tanh's GELU, as products, which vectorise."""
     base, exponent = call.tensor(0), call.given(1)
+    dtype = str(base.ty.dtype)
     number = None
     if isinstance(exponent, Known) and exponent.is_number and exponent.values.size == 1:
         number = float(exponent.values.item())
@@ -109,10 +110,14 @@ def _pow(call: Call) -> relax.Expr:
         return relax.op.multiply(base, base)
     if number == 3.0:
         return relax.op.multiply(call.emit(relax.op.multiply(base, base)), base)
-    if number == 0.5:
+    if number == 0.5 and dtype == "float32":
         return relax.op.sqrt(base)
     power = call.tensor(1)
-    return relax.op.power(base, cast(power, str(base.ty.dtype)))
+    if dtype == "float32":
+        return relax.op.power(base, cast(power, dtype))
+    # Powers of integers are cut off to integers, which wants more digits than float32 has.
+    wide = relax.op.power(relax.op.astype(base, "float64"), relax.op.astype(power, "float64"))
+    return relax.op.astype(call.emit(wide), dtype)
 
 
 def _resize(call: Call) -> relax.Expr:

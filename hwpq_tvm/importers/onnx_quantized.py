@@ -12,7 +12,7 @@ from onnx import NodeProto, helper
 from tvm import relax
 
 from hwpq_tvm.errors import ImportModelError
-from hwpq_tvm.importers.onnx_call import Call, Value, shape_of
+from hwpq_tvm.importers.onnx_call import Call, Value, dtype_of, shape_of
 from hwpq_tvm.importers.onnx_file import Stored
 from hwpq_tvm.importers.onnx_operators import convert_by_tvm
 from hwpq_tvm.importers.onnx_values import Known
@@ -106,11 +106,18 @@ def _array(value: Value | None) -> np.ndarray:
 
 def _matmul_integer(call: Call) -> relax.Expr:
     a = call.tensors(_centred(call, 0, 2, -2), call.node)
-    return relax.op.matmul(a, call.tensors(_centred(call, 1, 3, -1), call.node))
+    return _whole(call, relax.op.matmul(a, call.tensors(_centred(call, 1, 3, -1), call.node)))
 
 
 def _conv_integer(call: Call) -> relax.Expr:
-    return _convolution(call, _centred(call, 0, 2, 1), _centred(call, 1, 3, 0))
+    return _whole(call, _convolution(call, _centred(call, 0, 2, 1), _centred(call, 1, 3, 0)))
+
+
+def _whole(call: Call, product: relax.Expr) -> relax.Expr:
+    """A product of integers is one; factors that were left as floats (DynamicQuantizeLinear) give floats."""
+    if any(dtype_of(call.given(index)) == "float32" for index in (0, 1)):
+        return product
+    return relax.op.astype(call.emit(product), "int32")
 
 
 def _convolution(call: Call, x: Value, weight: Value, bias: Value | None = None) -> relax.Expr:

@@ -80,11 +80,10 @@ def _slice(call: Call) -> relax.Expr:
         stride[axis] = step
         if step > 0:
             begin[axis] = _within(call, first, shape[axis])
-            end[axis] = _within(call, last, shape[axis], is_end=True)
+            last = _within(call, last, shape[axis], is_end=True)
+            end[axis] = last if call.dimensions.same(last, shape[axis]) else _not_before(call, last, begin[axis])
         elif isinstance(shape[axis], int):
-            begin[axis], last, _ = slice(int(first), int(last), step).indices(shape[axis])
-            # TVM counts negative ends from the end.
-            end[axis] = -shape[axis] - 1 if last < 0 else last
+            begin[axis], end[axis] = _backwards(int(first), int(last), shape[axis])
         else:
             raise ImportModelError(f"steps backwards through axis {axis}, whose size is not fixed: fix it")
     changed = [axis for axis in range(len(shape)) if stride[axis] != 1 or not _is_whole(call, begin, end, shape, axis)]
@@ -118,6 +117,21 @@ def _within(call: Call, position: Any, size: Any, is_end: bool = False) -> Any:
         dimensions.limit(position, size)
         return position
     return dimensions.simplify(tirx.min(*(_expression(each) for each in (position, size))))
+
+
+def _not_before(call: Call, end: Any, begin: Any) -> Any:
+    """The end of a slice; one that lies before its beginning, of a slice of nothing, is moved there."""
+    is_after = call.dimensions.compare(operator.ge, end, begin)
+    if is_after is None:
+        return call.dimensions.simplify(tirx.max(*(_expression(each) for each in (end, begin))))
+    return end if is_after else begin
+
+
+def _backwards(first: int, last: int, size: int) -> tuple[int, int]:
+    """Begin and end of a slice backwards, as TVM takes them: it counts negative ones from the end."""
+    begin = min(max(first + size if first < 0 else first, 0), size - 1)
+    end = min(max(last + size if last < 0 else last, -1), begin)
+    return begin, end if end >= 0 else -size - 1
 
 
 def _expression(size: Any) -> tirx.Expr:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from onnx import GraphProto, NodeProto, ValueInfoProto, helper
 from tvm import relax
 
 from hwpq_tvm.errors import ImportModelError
-from hwpq_tvm.importers.onnx_call import Call, Value, computed_dtype, shape_of
+from hwpq_tvm.importers.onnx_call import Call, Value, computed_dtype, dtype_of, shape_of
 from hwpq_tvm.importers.onnx_constants import (
     ADOPTED,
     computed_constants,
@@ -124,6 +124,16 @@ class _Translator:
         narrow = sorted({str(each.dtype) for each in self.weights.values() if computed_dtype(each.dtype) != each.dtype})
         if narrow:
             yield f"weights of {names_of(narrow)} are computed with in float32"
+        products = [
+            self.values[node.output[0]]
+            for node in self.file.graph.node
+            if node.op_type in ("ConvInteger", "MatMulInteger")
+        ]
+        if count := sum(isinstance(each, relax.Expr) and dtype_of(each) == "int32" for each in products):
+            yield (
+                f"{count} products of integers (MatMulInteger, ConvInteger) are summed in float32: sums above 2^24 are"
+                " rounded"
+            )
         if count := sum(node.op_type == "DynamicQuantizeLinear" for node in self.file.graph.node):
             yield (
                 f"{count} activations that the model rounds to 8 bits as they come (DynamicQuantizeLinear) stay floats:"
@@ -155,7 +165,7 @@ class _Translator:
     def translate(self, node: NodeProto) -> None:
         """Find out what the outputs of a node stand for."""
         if any(name in self.failed for name in node.input):
-            self.failed.update(node.output)
+            self._fail_outputs(node)
             return
         try:
             found = self._values(node)
@@ -163,13 +173,18 @@ class _Translator:
             reason = str(error).strip().split("\n", 1)[0]
             self._fail(node, reason if isinstance(error, ImportModelError) else f"{type(error).__name__}: {reason}")
             return
-        self.values.update(zip(node.output, found, strict=False))
+        self.values.update({name: value for name, value in zip(node.output, found, strict=False) if name})
+
+    def _fail_outputs(self, node: NodeProto) -> None:
+        # An empty name is an output that is left out; as an input, one that is not given.
+        self.failed.update(name for name in node.output if name)
 
     def _fail(self, node: NodeProto, reason: str) -> None:
-        self.failed.update(node.output)
-        self.failures.append(f"{node.op_type} {module_path(node) or node.name or node.output[0]}: {reason}")
+        self._fail_outputs(node)
+        name = module_path(node) or node.name or next(filter(None, node.output), "")
+        self.failures.append(f"{node.op_type} {name}: {reason}")
 
-    def _values(self, node: NodeProto) -> list[Value]:
+    def _values(self, node: NodeProto) -> Sequence[Value | None]:
         inputs = tuple(self.values[name] for name in node.input)
         if node.domain == "com.microsoft" and node.op_type in ADOPTED:
             adopted = NodeProto()
@@ -192,7 +207,7 @@ class _Translator:
                 )
         return results
 
-    def _branch(self, node: NodeProto, condition: Value | None) -> list[Value]:
+    def _branch(self, node: NodeProto, condition: Value | None) -> Sequence[Value | None]:
         """Take the branch that a condition leaves."""
         number = numbers(condition)
         if number is None or not number.is_number:
@@ -205,7 +220,7 @@ class _Translator:
         for each in graph.node:
             self.translate(each)
         if any(each.name in self.failed for each in graph.output):
-            self.failed.update(node.output)
+            self._fail_outputs(node)
             return []
         return [self.values[each.name] for each in graph.output]
 
@@ -223,9 +238,9 @@ class _Translator:
         found = compute_symbolically(node, known, self.opset, self.dimensions)
         return None if found is None else [found]
 
-    def _convert(self, call: Call) -> list[Value]:
+    def _convert(self, call: Call) -> Sequence[Value | None]:
+        """Outputs of a node by their places, None for those that are left out."""
         node = call.node
-        used = [name for name in node.output if name]
         name = node.op_type if node.domain in STANDARD else f"{node.domain}.{node.op_type}"
         if name in CONVERTERS:
             result = CONVERTERS[name](call)
@@ -243,18 +258,21 @@ class _Translator:
                 result = relax.Tuple([relax.TupleGetItem(result, index) for index in range(len(result.ty.fields))])
             else:
                 result = relax.Tuple([result])
-        if len(used) > 1 and node.op_type not in ("Split", "TopK"):
-            raise ImportModelError(f"has {len(used)} outputs: expected one")
+        if any(node.output[1:]) and node.op_type not in ("Split", "TopK"):
+            raise ImportModelError(f"has the outputs {names_of(filter(None, node.output))}: expected its first only")
         found = [
-            each if isinstance(each, relax.Var) else self.builder.emit(each) for each in result.fields[: len(used)]
+            None if not name else each if isinstance(each, relax.Var) else self.builder.emit(each)
+            for name, each in zip(node.output, result.fields, strict=False)
         ]
         if name in FROM_TVM:
             self._check(node, call.inputs, found)
         return found
 
-    def _check(self, node: NodeProto, inputs: tuple[Value | None, ...], found: list[relax.Expr]) -> None:
+    def _check(self, node: NodeProto, inputs: tuple[Value | None, ...], found: list[relax.Expr | None]) -> None:
         """Hold what TVM made of a node against the standard's shapes and types."""
         for kind, each in zip(inferred_types(node, inputs, self.opset) or [], found, strict=False):
+            if kind is None or each is None:
+                continue
             tensor = kind.tensor_type
             dtype = computed_dtype(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
             sizes = [size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim]

@@ -202,7 +202,7 @@ def compute_symbolically(
     except _Undecided:
         return None
     dtype: Any = given[-1].dtype
-    if node.op_type in _RELATIONS or node.op_type == "Not":
+    if node.op_type in _RELATIONS:
         dtype = bool
     elif node.op_type == "Cast":
         dtype = helper.tensor_dtype_to_np_dtype(attributes["to"])

@@ -94,6 +94,10 @@ class PackedWeights:
             return self.read(name)[index]
         return weight.decode({part: self._stored.read_index(stored, index) for part, stored in weight.parts.items()})
 
+    def reads_parts(self, name: str) -> bool:
+        """Whether `read_index` leaves the rest of a tensor unread; of a matrix in parts, all rows are put together."""
+        return self._weights[name].stacked if name in self._weights else self._stored.reads_parts(name)
+
 
 def unpack_words(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """Unpack unsigned numbers that lie without gaps in 32-bit words along the first axis, lowest bits first.

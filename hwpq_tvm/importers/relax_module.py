@@ -42,6 +42,10 @@ class ArraySource:
         """Read one part along the first axis."""
         return np.ascontiguousarray(self.load(name)[index])
 
+    def reads_parts(self, name: str) -> bool:
+        """Whether a part is read without the rest: it is, unless the array has to be made of something else first."""
+        return isinstance(self._arrays[name], np.ndarray)
+
 
 def import_relax(module: tvm.IRModule, params: Mapping[str, Any] | None) -> ImportedModel:
     """Import a Relax module.

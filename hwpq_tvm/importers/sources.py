@@ -1,5 +1,6 @@
 """Where weights are read: safetensors files, live torch models, and the weights of an imported model by name."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,6 +58,9 @@ class StoredTensors(Protocol):
     def read_index(self, name: str, index: int) -> torch.Tensor:
         """Read `tensor[index]`, and no more than that where the storage allows."""
 
+    def reads_parts(self, name: str) -> bool:
+        """Whether the storage of a tensor allows that."""
+
 
 class Checkpoint(ParameterSource, Protocol):
     """Weights by their names in the model, of which one can ask what there are."""
@@ -65,7 +69,10 @@ class Checkpoint(ParameterSource, Protocol):
         """Names of all weights, and of tensors for which the model has no place."""
 
     def load_index(self, name: str, index: int) -> np.ndarray:
-        """Read `weight[index]` without the rest of the weight."""
+        """Read `weight[index]`, without the rest of the weight where that can be."""
+
+    def reads_parts(self, name: str) -> bool:
+        """Whether `load_index` leaves the rest of a weight unread."""
 
 
 class TorchSource:
@@ -89,6 +96,10 @@ class TorchSource:
     def load_index(self, name: str, index: int) -> np.ndarray:
         """Read `weight[index]`."""
         return as_array(self._tensors[name][index])
+
+    def reads_parts(self, name: str) -> bool:
+        """Any part is read alone."""
+        return True
 
 
 class SafetensorsFiles:
@@ -150,6 +161,10 @@ class SafetensorsFiles:
         with safe_open(self._where[name], framework="pt") as opened:
             return opened.get_slice(name)[index]
 
+    def reads_parts(self, name: str) -> bool:
+        """Any part is read alone."""
+        return True
+
 
 class NoWeights:
     """The weights of a model of which nothing but the structure is of interest: they have shapes, and no values."""
@@ -157,7 +172,7 @@ class NoWeights:
     nbytes = 0
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
     def names(self) -> set[str]:
         """Names of all tensors."""
@@ -174,6 +189,10 @@ class NoWeights:
     def load_index(self, name: str, index: int) -> np.ndarray:
         """Raise ImportModelError, as `load` does."""
         return self.load(name)
+
+    def reads_parts(self, name: str) -> bool:
+        """Nothing is read at all."""
+        return True
 
 
 def has_weights(folder: Path) -> bool:
@@ -204,11 +223,19 @@ def _find_files(folder: Path) -> list[Path]:
     if not files and (pickled := sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])):
         raise ImportModelError(
             f"the weights in {folder} are pickled ({pickled[0].name}), expected safetensors: convert them with"
-            " AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder), if you trust their origin"
+            f" transformers.{_class_name(folder)}.from_pretrained(folder).save_pretrained(new_folder), if you trust"
+            " their origin"
         )
     if not files:
         raise ImportModelError(f"{folder} holds no weights: expected model.safetensors, or shards and {INDEX_FILE}")
     return files
+
+
+def _class_name(folder: Path) -> str:
+    """Name of the class that a folder's configuration gives its model."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        return str(json.loads((folder / "config.json").read_text("utf-8"))["architectures"][0])
+    return "AutoModel"
 
 
 class ModelParameters:
@@ -224,9 +251,7 @@ class ModelParameters:
         The other weights: buffers and constants of the model's code.
     """
 
-    def __init__(
-        self, checkpoint: ParameterSource, names: Mapping[str, str], constants: Mapping[str, torch.Tensor]
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str], constants: Mapping[str, torch.Tensor]) -> None:
         self._checkpoint = checkpoint
         self._names = names
         self._constants = {name: value for name, value in constants.items() if name not in names}
@@ -245,7 +270,10 @@ class ModelParameters:
 
     def load_index(self, name: str, index: int) -> np.ndarray:
         """Read `weight[index]`, without the rest where the checkpoint can."""
-        if name in self._constants or not hasattr(self._checkpoint, "load_index"):
-            return self.load(name)[index]
-        found: np.ndarray = self._checkpoint.load_index(self._names[name], index)
-        return found
+        if name in self._constants:
+            return as_array(self._constants[name][index])
+        return self._checkpoint.load_index(self._names[name], index)
+
+    def reads_parts(self, name: str) -> bool:
+        """Whether `load_index` leaves the rest of a weight unread."""
+        return name in self._constants or self._checkpoint.reads_parts(self._names[name])

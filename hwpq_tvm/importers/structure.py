@@ -59,8 +59,9 @@ def build_structure(config: PretrainedConfig) -> PreTrainedModel:
 def supported_models() -> str:
     """Say which models can be imported; ends the message of a refusal."""
     return (
-        "supported are decoder-only models whose tokens meet in causal attention only: LlamaForCausalLM,"
-        " GPT2LMHeadModel, BloomForCausalLM and what is built like them"
+        "supported are decoder-only models whose tokens meet in causal attention only (LlamaForCausalLM,"
+        " GPT2LMHeadModel, BloomForCausalLM and what is built like them), encoders (BertModel,"
+        " ViTForImageClassification) and encoder-decoders (T5ForConditionalGeneration, WhisperForConditionalGeneration)"
     )
 
 

@@ -17,6 +17,13 @@ CHAT_TEMPLATE = "chat_template.jinja"
 # What tokenizers of other kinds consist of.
 _OTHER_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "vocab.txt")
 
+# Kinds of byte-level tokenizers (`tokenizer.ggml.pre`) that llama.cpp lets start texts with BOS where no flag says
+# otherwise (https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp, `llama_vocab::impl::load`).
+_STARTING_WITH_BOS = {
+    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
+    *("tekken", "chameleon"),
+}
+
 
 def read_tokenizer_files(folder: Path) -> tuple[dict[str, bytes], tuple[str, ...]]:
     """Read the tokenizer of a folder.
@@ -77,8 +84,9 @@ def gguf_tokenizer_files(architecture: str, metadata: Mapping[str, Any]) -> tupl
     for word in ("add_bos_token", "add_eos_token"):
         if word in found:
             config[word] = found[word]
-    # Sentencepiece vocabularies of older files have no flag: llama.cpp starts their texts with BOS.
-    if config.setdefault("add_bos_token", found.get("model") == "llama") and "bos_token" in config:
+    # Older files have no flag: llama.cpp starts texts with BOS by the kind of tokenizer, always for sentencepiece.
+    starts = found.get("model") == "llama" or (found.get("model") == "gpt2" and found.get("pre") in _STARTING_WITH_BOS)
+    if config.setdefault("add_bos_token", starts) and "bos_token" in config:
         start = config["bos_token"]
         tokenizer.post_processor = TemplateProcessing(
             single=f"{start} $A", special_tokens=[(start, found["bos_token_id"])]

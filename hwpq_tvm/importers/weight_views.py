@@ -43,10 +43,27 @@ class ViewedParameters:
         return np.ascontiguousarray(value.reshape(k, n).T if view.transposed else value.reshape(n, k))
 
     def load_index(self, name: str, index: int) -> np.ndarray:
-        """Read `weight[index]`; of what is no view, without the rest where the source can."""
-        if name in self._views or not isinstance(self._source, IndexedSource):
+        """Read `weight[index]`, without the rest where the source can."""
+        if not isinstance(self._source, IndexedSource):
             return self.load(name)[index]
-        return self._source.load_index(name, index)
+        if name not in self._views:
+            return self._source.load_index(name, index)
+        if not self._has_rows(self._views[name]):
+            return np.ascontiguousarray(self.load(name)[index])
+        return self._source.load_index(self._views[name].source, index).reshape(-1)
+
+    def reads_parts(self, name: str) -> bool:
+        """Whether `load_index` leaves the rest of a weight unread."""
+        if not isinstance(self._source, IndexedSource):
+            return False
+        if name not in self._views:
+            return self._source.reads_parts(name)
+        view = self._views[name]
+        return self._has_rows(view) and self._source.reads_parts(view.source)
+
+    def _has_rows(self, view: WeightView) -> bool:
+        """Whether the rows of a view are the parts of its parameter, as those of 1x1 convolutions are."""
+        return view.index is None and not view.transposed and self._source.shape(view.source)[0] == view.shape[0]
 
 
 def with_linear_form(imported: ImportedModel) -> ImportedModel:

@@ -44,6 +44,9 @@ def input_problems(spec: EntrySpec, arrays: Sequence[np.ndarray]) -> list[str]:
                 f"({', '.join(map(str, expected.shape))}{',' if len(expected.shape) == 1 else ''})."
             )
             continue
+        if (rows := spec.ids.get(expected.name)) and array.size and not 0 <= array.min() <= array.max() < rows:
+            bad = array[(array < 0) | (array >= rows)].flat[0]
+            problems.append(f"input {expected.name} holds {bad}: expected 0 to {rows - 1}, the rows of its table.")
         for axis, (dim, size) in enumerate(zip(expected.shape, array.shape, strict=True)):
             if isinstance(dim, str):
                 problems += _dimension(dim, size, f"dimension {axis} of {expected.name}", sizes, spec)

@@ -85,7 +85,9 @@ def test_everything_that_is_wrong_with_a_folder_is_told_at_once(folder):
 def test_architectures_of_another_kind():
     config = MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=20, state_size=4)
     refused(
-        MambaForCausalLM(config), "MambaForCausalLM has layers of linear_attention", "supported are .*LlamaForCausalLM"
+        MambaForCausalLM(config),
+        "MambaForCausalLM has layers of linear_attention",
+        "supported are .*LlamaForCausalLM.*encoders .*BertModel.*T5For",
     )
 
 
@@ -143,7 +145,15 @@ def test_no_weights(folder):
     (folder / WEIGHTS).unlink()
     refused(folder, "holds no weights", "expected model.safetensors")
     torch.save({}, folder / "pytorch_model.bin")
-    refused(folder, r"pickled \(pytorch_model\.bin\), expected safetensors", "save_pretrained")
+    refused(
+        folder,
+        r"pickled \(pytorch_model\.bin\), expected safetensors",
+        r"transformers\.LlamaForCausalLM\.from_pretrained\(folder\)\.save_pretrained",
+    )
+    change_config(folder, architectures=["BertForMaskedLM"], model_type="bert")
+    refused(folder, r"transformers\.BertForMaskedLM\.from_pretrained")
+    change_config(folder, architectures=None)
+    refused(folder, r"transformers\.AutoModel\.from_pretrained")
 
 
 def test_damaged_weights(folder):

@@ -128,11 +128,23 @@ def test_tokenizer_is_made_from_the_metadata(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("kind", "starts"), [("llama-bpe", True), ("tekken", True), ("qwen2", False), ("default", False)]
+)
+def test_without_a_flag_the_kind_of_tokenizer_says_whether_texts_start_with_bos(tmp_path, kind, starts):
+    path = write(tiny_llama(**SIZES), tmp_path / "tiny.gguf", **{"tokenizer.ggml.pre": kind})
+    files = import_model(path, max_seq_len=16).tokenizer_files
+    assert json.loads(files["tokenizer_config.json"])["add_bos_token"] is starts
+    assert Tokenizer.from_str(files["tokenizer.json"].decode()).encode("ab").ids == [0, 5][not starts :]
+
+
+@pytest.mark.parametrize(
     "changes, message",
     [
         ({"llama.rope.scaling.type": "dynamic"}, r"rope\.scaling\.type = 'dynamic'"),
         ({"llama.attention.value_length": 8}, "values of 8 and keys of 16 elements"),
         ({"llama.embedding_scale": 2.0}, r"llama\.embedding_scale = 2\.0"),
+        ({"llama.attention.causal": False}, r"llama\.attention\.causal = False"),
+        ({"llama.attention.layer_norm_epsilon": 1e-5}, r"llama\.attention\.layer_norm_epsilon = .*e-0"),
         ({"llama.feed_forward_length": [96, 64]}, r"llama\.feed_forward_length differs from layer to layer"),
     ],
 )
@@ -140,6 +152,13 @@ def test_what_the_configuration_would_not_say_is_refused(tmp_path, changes, mess
     path = write(tiny_llama(**SIZES), tmp_path / "tiny.gguf", **changes)
     with pytest.raises(ImportModelError, match=f"{message}.*give the folder of the original model"):
         import_model(path, max_seq_len=16)
+
+
+def test_what_says_nothing_new_is_passed_over(tmp_path):
+    changes = {"llama.attention.causal": True, "llama.attention.max_alibi_bias": 0.0, "llama.unheard_of": 0}
+    changes |= {"llama.expert_gating_func": 0}
+    write(tiny_llama(**SIZES), tmp_path / "tiny.gguf", **changes)
+    assert import_model(tmp_path / "tiny.gguf", max_seq_len=16).entries == ("decode", "prefill")
 
 
 def test_damaged_files(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.importers.gguf import open_gguf
 from hwpq_tvm.importers.gguf_architectures import ARCHITECTURES
 from hwpq_tvm.importers.gguf_file import GGUFFile
@@ -114,7 +115,7 @@ CASES = {
         NORM,
         {"rope.dimension_count": 6},
     ),
-    "olmo": ("olmo", {"clip_qkv": 0.9}, LLAMA, {"attention.clamp_kqv": 0.9}),
+    "olmo": ("olmo", {"clip_qkv": 0.9}, LLAMA, {"attention.clamp_kqv": 0.9, "attention.layer_norm_epsilon": 1e-5}),
     "olmo2": ("olmo2", {}, {}, {}),
     "olmoe": (
         "olmoe",
@@ -147,6 +148,17 @@ CASES = {
         {**EXPERTS, "head_dim": 16, "norm_topk_prob": True},
         {},
         {"expert_count": 5, "expert_used_count": 2, "expert_feed_forward_length": 20},
+    ),
+    "qwen3moe, weights as they are": (
+        "qwen3moe",
+        {**EXPERTS, "head_dim": 16, "norm_topk_prob": False},
+        {},
+        {
+            "expert_count": 5,
+            "expert_used_count": 2,
+            "expert_feed_forward_length": 20,
+            "expert_weights_norm": False,
+        },
     ),
     "smollm3": ("smollm3", {"num_hidden_layers": 4, "pad_token_id": 0}, LLAMA, {}),
     "stablelm": (
@@ -274,13 +286,42 @@ def test_a_file_computes_what_its_model_did(tmp_path, case):
         assert value.shape == source.shape(name) == tuple(parameter.shape), name
         assert value.flags.c_contiguous
         np.testing.assert_allclose(value, model.get_parameter(name).detach().numpy(), atol=1e-6, err_msg=name)
-        if value.ndim == 3:
-            np.testing.assert_array_equal(source.load_index(name, 2), value[2])
+        if value.ndim > 1:
+            index = min(2, len(value) - 1)
+            np.testing.assert_array_equal(source.load_index(name, index), value[index])
     ids = np.random.default_rng(5).integers(3, 37, 13).tolist()
     expected = logits(model, ids)
     assert expected.std() > 0.1
     found = logits(read_back(tmp_path / "tiny.gguf"), ids)
     np.testing.assert_allclose(found, expected, atol=2e-4 * max(1, np.abs(expected).max()))
+
+
+def test_of_a_matrix_one_row_is_dequantized(tmp_path, monkeypatch):
+    architecture, _, changes, keys = CASES["mixtral"]
+    _, model, source = open_gguf(write(make_model("mixtral"), tmp_path / "tiny.gguf", architecture, changes, keys))
+    read = []
+    stock = GGUFFile.load
+    monkeypatch.setattr(
+        GGUFFile, "load", lambda self, name, index=None: read.append((name, index)) or stock(self, name, index)
+    )
+    alone = {}
+    for name, parameter in model.named_parameters():
+        read.clear()
+        source.load_index(name, 1)
+        alone[name.split(".", 3)[-1]] = read == [(each, 1) for each, _ in read]
+        assert source.reads_parts(name) is alone[name.split(".", 3)[-1]], parameter.shape
+    assert alone["self_attn.v_proj.weight"] and alone["mlp.experts.gate_up_proj"]
+    # The converter moved rows of these; a vector is as quick to read as a number.
+    assert not alone["self_attn.q_proj.weight"] and not alone["input_layernorm.weight"]
+
+
+@pytest.mark.parametrize("case", ["olmo", "falcon, groups"])
+def test_an_epsilon_that_the_model_does_not_have_is_refused(tmp_path, case):
+    architecture, _, changes, keys = CASES[case]
+    keys = {**keys, f"attention.layer_norm{'_rms' * (architecture != 'olmo')}_epsilon": 1e-6}
+    path = write(make_model(case), tmp_path / "tiny.gguf", architecture, changes, keys)
+    with pytest.raises(ImportModelError, match=r"epsilon = .*e-0[67].*give the folder of the original model"):
+        open_gguf(path)
 
 
 @pytest.mark.parametrize("case", ["llama3", "longrope"])

@@ -20,8 +20,8 @@ def ints(*values):
     return np.array(values, np.int64)
 
 
-# Inputs: x [batch, seq, 6], p like it but positive, u within (-1, 1), image [batch, 4, 9, 7], n integers, i indices,
-# c conditions. Each case: operator, inputs (names or constants), attributes.
+# Inputs: x [batch, seq, 6], p like it but positive, u within (-1, 1), image [batch, 4, 9, 7], n integers, m integers of
+# which none is negative, i indices, c conditions. Each case: operator, inputs (names or constants), attributes.
 UNARY = "Abs Asinh Atan Ceil Cos Cosh Erf Exp Floor Identity Neg Not:c Reciprocal:p Relu Round Sigmoid Sign Sin Sinh"
 UNARY += " Softplus Softsign Sqrt:p Tan Tanh Log:p Acos:u Asin:u Atanh:u Acosh:q Elu Selu LeakyRelu HardSigmoid"
 UNARY += " ThresholdedRelu HardSwish Mish Gelu IsNaN IsInf BitwiseNot:n Dropout"
@@ -45,6 +45,13 @@ CASES = [
     ("Pow", ["x", SCALARS["three"]], {}),
     ("Pow", ["p", SCALARS["half"]], {}),
     ("Pow", ["p", SCALARS["power"]], {}),
+    # Powers of integers are integers, whatever the exponent is.
+    *(
+        ("Pow", ["n", np.array(exponent, dtype)], {})
+        for exponent, dtype in ((2, "int64"), (3.0, "float32"), (4, "int32"))
+    ),
+    ("Pow", ["m", np.array([[1.5]], np.float32)], {}),
+    ("Pow", ["m", np.float32(0.5)], {}),
     ("Div", ["n", ints(3)], {}),
     ("Mod", ["n", ints(3)], {}),
     ("Mod", ["x", np.float32(0.7)], {"fmod": 1}),
@@ -106,6 +113,12 @@ CASES = [
     ("Slice", ["x", ints(0, 1), ints(-1, -2), ints(1, 2)], {}),
     ("Slice", ["x", ints(-1), ints(-(2**62)), ints(2), ints(-2)], {}),
     ("Slice", ["x", ints(3), ints(100), ints(1)], {}),
+    # Of nothing, where the end lies before the beginning: always, or for some sizes.
+    ("Slice", ["x", ints(5), ints(3), ints(2)], {}),
+    ("Slice", ["x", ints(3), ints(2), ints(1)], {}),
+    ("Slice", ["x", ints(2), ints(-2), ints(1)], {}),
+    ("Slice", ["x", ints(1), ints(5), ints(2), ints(-1)], {}),
+    ("Slice", ["x", ints(-100), ints(-(2**62)), ints(2), ints(-1)], {}),
     ("Tile", ["x", ints(1, 2, 3)], {}),
     ("Expand", ["one", ints(2, 1, 3, 1, 4)], {}),
     ("CastLike", ["n", np.float32(0)], {}),
@@ -148,6 +161,7 @@ DIMENSIONS = {
     "positions": ["batch", "seq"],
     "even": ["batch", 2, 4, 6],
     "n": ["batch", "seq"],
+    "m": ["batch", "seq"],
     "i": ["batch", "seq"],
     "c": ["batch", "seq", 6],
     "d": ["batch", "seq", 6],
@@ -165,7 +179,7 @@ def feeds(batch, seq):
     values["u"] = np.tanh(values["u"])
     values["x"][-1, -1, :3] = 2.5, 3.5, -0.5
     values |= {"n": RANDOM.integers(-9, 9, shapes["n"]), "i": RANDOM.integers(-3, 11, shapes["i"])}
-    values["positions"] = RANDOM.integers(0, 20, shapes["positions"])
+    values |= {name: RANDOM.integers(0, 20, shapes[name]) for name in ("positions", "m")}
     return values | {name: RANDOM.integers(0, 2, shapes[name]).astype(bool) for name in "cd"}
 
 
@@ -181,7 +195,7 @@ def model_of(cases, opset):
         made = [f"{number} {op} {attributes} {each}" for each in range(count)]
         nodes.append(helper.make_node(op, names, made, name=f"node {number}", **attributes))
         outputs += made
-    kinds = {"n": "int64", "i": "int64", "positions": "int64", "c": "bool", "d": "bool"}
+    kinds = {"n": "int64", "m": "int64", "i": "int64", "positions": "int64", "c": "bool", "d": "bool"}
     used = {name for node in nodes for name in node.input}
     inputs = {name: (shape, kinds.get(name, "float32")) for name, shape in DIMENSIONS.items() if name in used}
     return make_model(nodes, inputs, outputs, constants, opset)

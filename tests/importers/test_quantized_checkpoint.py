@@ -131,7 +131,8 @@ def test_a_quantized_folder_is_imported_with_a_note(rewrite):
     )
 
 
-def test_awq(rewrite):
+@pytest.mark.parametrize("version", ["gemm", None])
+def test_awq(rewrite, version):
     expected = {}
 
     def columns(numbers):
@@ -153,7 +154,7 @@ def test_awq(rewrite):
             result |= {f"{path}.qweight": columns(q), f"{path}.qzeros": columns(z), f"{path}.scales": scales}
         return result
 
-    method = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}
+    method = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": version}
     checkpoint, found = open_folder(rewrite(quantize, method))
     for name, weight in expected.items():
         np.testing.assert_allclose(checkpoint.load(name), weight, rtol=1e-6, atol=1e-6)
@@ -293,6 +294,31 @@ def test_sparse_compressed_tensors(rewrite, structure, quantized):
     assert "(7 of sparse" in found.notes[0]
 
 
+def test_scales_of_what_is_stored_as_floats_are_left_out_with_a_note(rewrite, original):
+    def add(tensors):
+        scales = {
+            f"{path}.weight_scale": torch.full((tensors[f"{path}.weight"].shape[0], 1), 7.0) for path in (UP, DOWN)
+        }
+        return {**tensors, **scales, f"{UP}.weight_zero_point": torch.zeros(160, 1, dtype=torch.int8)}
+
+    groups = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8}}}
+    imported = import_model(
+        rewrite(add, {"quant_method": "compressed-tensors", "config_groups": groups}), max_seq_len=16
+    )
+    assert imported.notes == (
+        "2 weights were stored as floats beside their scales: they are read as they are, and the scales are left out",
+    )
+    expected = load_file(original / WEIGHTS)[f"{UP}.weight"]
+    np.testing.assert_array_equal(imported.parameters.load(f"{UP}.weight"), expected.numpy())
+
+
+@pytest.mark.parametrize("method", [{"quant_method": "gptq", "checkpoint_format": None}])
+def test_what_is_null_has_its_default(rewrite, method):
+    quantizer = GPTQ(4)
+    checkpoint, _ = open_folder(rewrite(quantizer, method))
+    np.testing.assert_allclose(checkpoint.load(f"{UP}.weight"), quantizer.expected[f"{UP}.weight"], rtol=1e-6)
+
+
 REFUSED = {
     "bitsandbytes": r"\(bitsandbytes\).*can be read are gptq, awq.*call its dequantize\(\)",
     "mxfp4": r"\(mxfp4\).*Mxfp4Config\(dequantize=True\)",
@@ -317,6 +343,10 @@ def test_formats_that_are_not_read(rewrite, method):
         (
             {"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"u": {}}}},
             "its activations are transformed as well",
+        ),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"W8A8": ["Linear"], "group_1": {}}},
+            r"config_groups names schemes without saying what they are \(W8A8\)",
         ),
     ],
 )

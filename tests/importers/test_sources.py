@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models
+from transformers import ResNetConfig
 from tvm import relax
 
 from hwpq_tvm.errors import ImportModelError
@@ -105,6 +106,14 @@ def test_without_weights_a_configuration_is_enough(tmp_path):
     assert imported.parameters.shape("lm_head.weight") == (101, 36)
     with pytest.raises(ImportModelError, match=r"lm_head\.weight can't be read: the model was imported without"):
         imported.parameters.load("lm_head.weight")
+
+
+def test_without_weights_buffers_are_missing_as_well(tmp_path):
+    config = ResNetConfig(embedding_size=6, hidden_sizes=[6, 10], depths=[1, 1])
+    config.architectures = ["ResNetForImageClassification"]
+    config.save_pretrained(tmp_path)
+    parameters = import_model(tmp_path, needs_weights=False).parameters
+    assert parameters.shape("resnet.embedder.embedder.normalization.running_mean") == (6,)
 
 
 def test_other_kinds_of_tokenizers_are_converted(tmp_path):

@@ -9,6 +9,7 @@ from hwpq_tvm.relax_passes.linears import (
     find_linears,
     inputs_of_weights,
     layer_name,
+    looked_up_rows,
     output_projections,
 )
 
@@ -56,6 +57,10 @@ def test_linears_are_products_with_a_transposed_parameter():
 
 def test_embeddings_are_looked_up_by_the_first_input():
     assert [call.weight.name for call in find_embeddings(Model["prefill"])] == ["table"]
+
+
+def test_ids_are_rows_of_the_tables_that_they_are_looked_up_in():
+    assert looked_up_rows(Model["prefill"]) == {"ids": 11, "other": 9}
 
 
 def test_the_output_projection_is_the_last_linear_before_the_first_output():
