@@ -19,7 +19,7 @@ SCHEMES = {
 }
 # Positions of the cache, and sequences that are computed together.
 LENGTH = 48
-BATCH = {"float32": 3, "int8": 1}
+BATCH = 3
 
 
 def model_of(architecture: str) -> PreTrainedModel:
@@ -37,7 +37,7 @@ def compile_one(architecture: str, scheme: str, folder: Path) -> None:
         "cpu",
         config=SCHEMES[scheme],
         calibration=None,
-        max_batch=BATCH[scheme],
+        max_batch=BATCH,
         max_seq_len=LENGTH,
         progress=False,
     )

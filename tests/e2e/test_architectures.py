@@ -50,6 +50,16 @@ def logits(model, ids):
         return model(torch.tensor(np.array([ids]))).logits[0].numpy().astype(np.float64)
 
 
+def generated(model, prompts):
+    """The likeliest tokens behind each prompt: the same alone and in a batch."""
+    single = [list(model.generate(ids, max_new_tokens=NEW_TOKENS)) for ids in prompts]
+    batch = model.generate_batch(prompts, max_new_tokens=NEW_TOKENS)
+    for _ in batch:
+        pass
+    assert batch.token_ids == single
+    return single
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_float32_generates_what_transformers_generates_alone_or_in_a_batch(load, architecture):
     hf = model_of(architecture)
@@ -60,12 +70,7 @@ def test_float32_generates_what_transformers_generates_alone_or_in_a_batch(load,
 
     model = load(architecture, "float32")
     np.testing.assert_allclose(model(first), logits(hf, first), atol=1e-3)
-    single = [list(model.generate(ids, max_new_tokens=NEW_TOKENS)) for ids in (first, *others)]
-    assert single[0] == expected[len(first) :]
-    batch = model.generate_batch([first, *others], max_new_tokens=NEW_TOKENS)
-    for _ in batch:
-        pass
-    assert batch.token_ids == single
+    assert generated(model, [first, *others])[0] == expected[len(first) :]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -79,5 +84,6 @@ def test_int8_computes_what_dequantized_weights_give(load, architecture):
     noise = np.linalg.norm(expected - logits(reference_model(model, hf, quantize_activations=False), ids))
     assert noise > 1e-3 * np.linalg.norm(expected)
     assert np.linalg.norm(model(ids) - expected) < 0.25 * noise
+    assert len({tuple(answer) for answer in generated(model, prompts(hf))}) > 1
     schemes = {layer["name"]: layer["scheme"] for layer in model.report["layers"]}
     assert set(schemes.values()) == {"dense int8"}
