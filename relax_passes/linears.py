@@ -133,9 +133,23 @@ def _look_ups(function: relax.Function) -> Iterator[EmbeddingCall]:
     values = {binding.var: binding.value for binding in bindings(function)}
 
     def origin(ids: relax.Expr) -> relax.Expr:
-        while any(is_call(values.get(ids), op) for op in ("relax.reshape", "relax.astype")):
-            ids = values[ids].args[0]
-        return ids
+        while True:
+            value = values.get(ids)
+            if any(is_call(value, op) for op in ("relax.reshape", "relax.astype")):
+                ids = value.args[0]
+            elif is_call(value, "relax.where") and counts_from_the_end(*value.args):
+                ids = value.args[2]
+            else:
+                return ids
+
+    def counts_from_the_end(condition: relax.Expr, changed: relax.Expr, ids: relax.Expr) -> bool:
+        """Whether a choice is `ids < 0 ? ids + size : ids`, which leaves ids of a table's rows as they are."""
+        less, added = values.get(condition), values.get(changed)
+        if less is None or added is None or not is_call(less, "relax.less") or not is_call(added, "relax.add"):
+            return False
+        zero = less.args[1]
+        is_zero = isinstance(zero, tvm.ir.GenericConst) and not zero.value.numpy().any()
+        return is_zero and less.args[0].same_as(ids) and added.args[0].same_as(ids)
 
     for binding in bindings(function):
         if not is_call(binding.value, "relax.take") or binding.value.attrs.axis != 0:

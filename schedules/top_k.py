@@ -1,7 +1,7 @@
 """The largest numbers of a row, in descending order, and where they are: as plain TensorIR.
 
-The order is total: of equal numbers the first one comes first. So the next one is the largest of those behind the last,
-and nothing has to be remembered but that one.
+The order is total: of equal numbers the first one comes first, and what is not a number (NaN) comes behind minus
+infinity. So the next one is the largest of those behind the last, and nothing has to be remembered but that one.
 """
 
 import functools
@@ -26,14 +26,14 @@ def top_k(lead: tuple[int | str, ...], N: int, k: int, index_dtype: str = "int64
     lead
         Leading dimensions; a string names a symbolic one.
     N, k
-        Numbers of a row, and how many of them are chosen.
+        Numbers of a row, and how many of them are chosen, at most all.
     index_dtype
         Of the result's indices.
 
     Returns
     -------
-    A function of ``(x [*lead, N] float32, values [*lead, k] float32, indices [*lead, k])``. NaN is never chosen: where
-    nothing else is left, index 0 is given with a value of minus infinity.
+    A function of ``(x [*lead, N] float32, values [*lead, k] float32, indices [*lead, k])``. The indices of a row are
+    distinct. NaN is chosen where nothing else is left.
     """
     dims = lead_dims(lead)
     with prim_func("top_k") as result:
@@ -51,10 +51,11 @@ class TopKArguments:
         self.values = argument("values", (*dims, k), "float32")
         self.indices = argument("indices", (*dims, k), index_dtype)
 
-    def write(self, at: Sequence[Any], j: Any, value: Any, n: Any) -> None:
-        """Write choice j of a row; n is N where there was none."""
-        store(self.values, [*at, j], value)
-        store(self.indices, [*at, j], T.Cast(self._index_dtype, T.Select(n < self.N, n, T.int32(0))))
+    def write(self, at: Sequence[Any], j: Any, place: Any) -> None:
+        """Write choice j of a row, from its place in the order of equal numbers."""
+        n = T.Select(place < self.N, place, place - self.N)
+        store(self.values, [*at, j], self.x[(*at, n)])
+        store(self.indices, [*at, j], T.Cast(self._index_dtype, n))
 
 
 def choose(args: TopKArguments, at: Sequence[Any]) -> None:
@@ -62,8 +63,8 @@ def choose(args: TopKArguments, at: Sequence[Any]) -> None:
     chosen = Choice(args, at)
     with loop("j", args.k) as j:
         chosen.search(lambda look: _each(args.N, look))
-        args.write(at, j, chosen.value[0], chosen.index[0])
-        chosen.keep(chosen.value[0], chosen.index[0])
+        args.write(at, j, chosen.place[0])
+        chosen.keep(chosen.value[0], chosen.place[0])
 
 
 def _each(N: int, look: Callable[[Any], None]) -> None:
@@ -76,31 +77,35 @@ class Choice:
 
     Attributes
     ----------
-    value, index
-        What was found, in one cell each: minus infinity and N for nothing.
+    value, place
+        What was found, in one cell each: the number, and its place in the order of equal ones, which is its index; NaN
+        is a minus infinity that is N places further; 2 N where nothing was found.
     """
 
     def __init__(self, args: TopKArguments, at: Sequence[Any]) -> None:
         self._args, self._at = args, at
         self.value, self._last = (T.alloc_buffer((1,), "float32", scope="local", layout=None) for _ in range(2))
-        self.index, self._last_index = (T.alloc_buffer((1,), "int32", scope="local", layout=None) for _ in range(2))
+        self.place, self._last_place = (T.alloc_buffer((1,), "int32", scope="local", layout=None) for _ in range(2))
         self.keep(T.float32(float("inf")), T.int32(-1))
 
-    def keep(self, value: Any, index: Any) -> None:
+    def keep(self, value: Any, place: Any) -> None:
         """Make a number the last one."""
         store(self._last, [0], value)
-        store(self._last_index, [0], index)
+        store(self._last_place, [0], place)
 
     def search(self, each: Callable[[Callable[[Any], None]], None]) -> None:
         """Look at the numbers that `each` goes through."""
         store(self.value, [0], T.float32(float("-inf")))
-        store(self.index, [0], T.int32(self._args.N))
+        store(self.place, [0], T.int32(2 * self._args.N))
         each(self._look)
 
     def _look(self, n: Any) -> None:
-        x = self._args.x[(*self._at, n)]
-        behind = T.Or(x < self._last[0], T.And(x == self._last[0], n > self._last_index[0]))
-        better = T.Or(x > self.value[0], T.And(x == self.value[0], n < self.index[0]))
+        lowest = T.float32(float("-inf"))
+        number = self._args.x[(*self._at, n)]
+        x = T.Select(number >= lowest, number, lowest)
+        place = T.Select(number >= lowest, n, n + self._args.N)
+        behind = T.Or(x < self._last[0], T.And(x == self._last[0], place > self._last_place[0]))
+        better = T.Or(x > self.value[0], T.And(x == self.value[0], place < self.place[0]))
         with when(T.And(behind, better)):
             store(self.value, [0], x)
-            store(self.index, [0], n)
+            store(self.place, [0], place)

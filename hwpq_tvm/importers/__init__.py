@@ -81,6 +81,11 @@ def import_model(
         raise ImportModelError(f"kv_cache_dtype is {kv_cache_dtype!r}: expected one of {', '.join(KV_CACHE_DTYPES)}")
     size = CacheSize(max_batch, max_seq_len, kv_cache_dtype)
     imported = _import(model, size, needs_weights, _Options(example_inputs, dynamic_shapes, params))
+    if max_batch != 1 and imported.metadata.causal_lm is None:
+        raise ImportModelError(
+            f"max_batch is {max_batch}, and {imported.metadata.architecture} has no KV cache: leave it out; how many"
+            " inputs are computed together is a dimension of its inputs"
+        )
     from hwpq_tvm.importers.weight_views import with_linear_form
 
     return with_linear_form(imported)

@@ -9,7 +9,9 @@ from tvm import relax, tirx
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from hwpq_tvm.errors import ImportModelError
+from hwpq_tvm.importers.arithmetic import ARITHMETIC
 from hwpq_tvm.importers.dense_attention_lowering import convert_scaled_dot_product_attention
+from hwpq_tvm.importers.negative_indices import convert_index, convert_index_put
 
 # Makes Relax of one node of an exported program: `(node, importer) -> value`, where `importer.env` has the values of
 # the nodes before it (`custom_convert_map` of TVM's `from_exported_program`).
@@ -141,8 +143,23 @@ def _where(node: fx.Node, importer: Any) -> relax.Var:
     return importer.block_builder.emit(relax.op.where(importer.env[condition], *values))
 
 
+def _celu(node: fx.Node, importer: Any) -> relax.Var:
+    """Convert a CELU, `max(x, 0) + min(alpha * (exp(x / alpha) - 1), 0)` (TVM's formula holds for no alpha but 1)."""
+    x, alpha = importer.env[node.args[0]], (*arguments(node), 1.0)[1]
+    builder, dtype = importer.block_builder, x.ty.dtype
+    zero, one, scale = (relax.const(value, dtype) for value in (0, 1, alpha))
+    # Of what is negative only, so that the exponential can't overflow.
+    below = builder.emit(relax.op.exp(relax.op.divide(relax.op.minimum(x, zero), scale)))
+    below = builder.emit(relax.op.multiply(scale, relax.op.subtract(below, one)))
+    return builder.emit(relax.op.add(relax.op.maximum(x, zero), below))
+
+
 CONVERTERS: dict[str, Converter] = {
+    **ARITHMETIC,
     "batch_norm.default": _batch_norm,
+    "celu.default": _celu,
+    "index.Tensor": convert_index,
+    "index_put.default": convert_index_put,
     "layer_norm.default": _layer_norm,
     "numpy_T.default": _transpose,
     "repeat.default": _repeat,

@@ -17,9 +17,8 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.importers.checked_conversion import checked
 from hwpq_tvm.importers.converters import CONVERTERS, Converter
-from hwpq_tvm.importers.in_place import without_mutation
+from hwpq_tvm.importers.in_place import functional, overwrites
 from hwpq_tvm.importers.kept_state import check_state
-from hwpq_tvm.importers.negative_indices import count_from_the_front
 from hwpq_tvm.importers.quiet_export import quiet_failure
 
 
@@ -86,11 +85,7 @@ def export(
             f"{origin.name} can't be exported by torch.export ({type(error).__name__}: {reason}); {origin.advice}"
         ) from error
     check_state(program, origin.name, origin.prefix)
-    if without_mutation(program.graph):
-        # Torch knows every case, and takes as long for it as for the tracing.
-        program = program.run_decompositions({})
-    count_from_the_front(program, origin.name, origin.advice)
-    return program
+    return functional(program, origin.name, origin.advice)
 
 
 def simplify(program: ExportedProgram) -> None:
@@ -99,7 +94,7 @@ def simplify(program: ExportedProgram) -> None:
     Squares (in every norm) become products, which vectorise where a power is a call for each element.
     """
     aten = torch.ops.aten
-    casts = {aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.default}
+    casts = {aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.default, aten.alias.default}
     for node in program.graph.nodes:
         nothing = node.target in casts or (node.target is aten.mul.Tensor and node.args[1] == 1.0)
         if nothing and node.args[0].meta["val"].dtype == node.meta["val"].dtype:
@@ -107,7 +102,7 @@ def simplify(program: ExportedProgram) -> None:
         elif node.target is aten.pow.Tensor_Scalar and node.args[1] == 2:
             node.target, node.args = aten.mul.Tensor, (node.args[0], node.args[0])
     for node in reversed(program.graph.nodes):
-        if node.op == "call_function" and not node.users:
+        if node.op == "call_function" and not node.users and not overwrites(node):
             program.graph.erase_node(node)
 
 

@@ -1,50 +1,45 @@
-"""Indices that count from the end, in constants of a model's code: Relax's `take` would read in front of the tensor."""
+"""Indices that count from the end: Relax would read, or write, in front of the tensor with them."""
 
+from types import SimpleNamespace
 from typing import Any
 
-import torch
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
-
-from hwpq_tvm.errors import ImportModelError
+from torch import fx
+from tvm import relax, tirx
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 
-def count_from_the_front(program: ExportedProgram, name: str, advice: str) -> None:
-    """Make negative elements of constant index tensors (`x[..., [-2]]`) those that count from the front.
+def convert_index(node: fx.Node, importer: Any) -> relax.Var:
+    """Convert `x[i, j]`."""
+    return ExportedProgramImporter._index_tensor(_with_indices_from_the_front(node, importer), node)
 
-    Parameters
-    ----------
-    program
-        The exported program, whose constants are changed.
-    name, advice
-        Class of the model, and the end of a message.
 
-    Raises
-    ------
-    ImportModelError
-        When such a constant is read in other ways too, or along axes of several or of symbolic sizes.
-    """
-    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    for constant in program.graph.find_nodes(op="placeholder"):
-        spec = specs[constant.name]
-        value = program.constants.get(spec.target) if spec.kind is InputKind.CONSTANT_TENSOR else None
-        if value is None or value.is_floating_point() or value.dtype is torch.bool or not (value < 0).any():
-            continue
-        sizes: list[int | torch.SymInt | None] = []
-        readers: list[tuple[torch.fx.Node, Any]] = [(constant, user) for user in constant.users]
-        for seen, user in readers:
-            if user.target in (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.clone.default):
-                readers += [(user, reader) for reader in user.users]
-            elif user.target is torch.ops.aten.index.Tensor and seen in user.args[1]:
-                sizes.append(user.args[0].meta["val"].shape[list(user.args[1]).index(seen)])
-            else:
-                sizes.append(None)
-        if all(size is None for size in sizes):
-            continue
-        size = sizes[0]
-        if not isinstance(size, int) or any(other is None or other != size for other in sizes):
-            raise ImportModelError(
-                f"{name} has an index that counts from the end ({value.tolist()}) of axes of sizes"
-                f" {', '.join(map(str, sizes))}: expected one axis of a fixed size; {advice}"
-            )
-        program.constants[spec.target] = torch.where(value < 0, value + size, value)
+def convert_index_put(node: fx.Node, importer: Any) -> relax.Var:
+    """Convert `x[i, j] = values`, to a tensor of its own."""
+    return ExportedProgramImporter._index_put(_with_indices_from_the_front(node, importer), node)
+
+
+def _with_indices_from_the_front(node: fx.Node, importer: Any) -> Any:
+    """What TVM's converters ask an importer for, with other indices: one index may be used along several axes."""
+    x, indices, *rest = importer.retrieve_args(node)
+    sizes = importer.shape_of(x)
+    if not any(index is not None and str(index.ty.dtype) == "bool" for index in indices):  # masks take several axes
+        indices = [
+            index if index is None else _from_the_front(index, size, importer.block_builder)
+            for index, size in zip(indices, sizes, strict=False)
+        ]
+    arguments = (x, indices, *rest)
+    return SimpleNamespace(
+        retrieve_args=lambda _: arguments, block_builder=importer.block_builder, shape_of=importer.shape_of
+    )
+
+
+def _from_the_front(index: relax.Expr, size: Any, builder: relax.BlockBuilder) -> relax.Var:
+    dtype = str(index.ty.dtype)
+    if isinstance(size, int | tirx.IntImm):
+        length = relax.const(int(size), dtype)
+    else:
+        # The one number from `size` up to `size + 1`: Relax makes no tensor of a dimension in another way.
+        after = relax.op.arange(relax.prim_value(size), relax.prim_value(size + 1), relax.prim_value(1), dtype)
+        length = builder.emit(relax.op.reshape(builder.emit(after), ()))
+    negative = builder.emit(relax.op.less(index, relax.const(0, dtype)))
+    return builder.emit(relax.op.where(negative, builder.emit(relax.op.add(index, length)), index))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import tvm
 from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
@@ -57,7 +58,8 @@ def import_relax(module: tvm.IRModule, params: Mapping[str, Any] | None) -> Impo
         or else `main`, whose weights are the parameters that there are values for. It is not changed.
     params
         Values of the weights, by name, or by entry in the order of its weights, as `relax.frontend.detach_params`
-        gives them; None where the functions have them in their attribute `params`.
+        gives them: TVM tensors, NumPy arrays or torch tensors; None where the functions have them in their attribute
+        `params`.
 
     Returns
     -------
@@ -75,18 +77,19 @@ def import_relax(module: tvm.IRModule, params: Mapping[str, Any] | None) -> Impo
     values = _values(module, entries, params or {})
     weights = {entry: _weights(module[entry], values) for entry in entries}
     _check_values(weights, values, params or {})
-    lifters = {entry: _LiftConstants(entry) for entry in entries}
+    lifted: dict[str, np.ndarray] = {}
+    names: dict[Any, str] = {}
+    lifters = {entry: _LiftConstants(entry, names, lifted) for entry in entries}
     bodies = {entry: lifter.visit_expr(module[entry].body) for entry, lifter in lifters.items()}
-    lifted = {name: array for lifter in lifters.values() for name, array in lifter.arrays.items()}
     types = {str(weight.name): weight.ty for each in weights.values() for weight in each}
-    types |= {str(weight.name): weight.ty for lifter in lifters.values() for weight in lifter.weights}
+    types |= {name: weight.ty for lifter in lifters.values() for name, weight in lifter.weights.items()}
     functions = {
         # TVM can't fuse functions of symbolic shapes that it did not make.
         variable: f.with_attr("op_pattern", _OPAQUE) if isinstance(f, tirx.PrimFunc) else f
         for variable, f in module.functions.items()
     }
     for entry in entries:
-        function, own = module[entry], {str(w.name): w for w in (*weights[entry], *lifters[entry].weights)}
+        function, own = module[entry], {str(w.name): w for w in weights[entry]} | lifters[entry].weights
         inputs = [param for param in function.params if param not in weights[entry]]
         ordered = [own[name] if name in own else relax.Var(name, type_) for name, type_ in types.items()]
         rewritten = relax.Function([*inputs, *ordered], bodies[entry], function.ret_ty, attrs=function.attrs)
@@ -172,7 +175,18 @@ def _values(module: tvm.IRModule, entries: tuple[str, ...], params: Mapping[str,
             )
         names = [str(param.name) for param in function.params[len(function.params) - len(given) :]]
         values |= dict(zip(names, given, strict=True))
-    return values | {name: value for name, value in params.items() if hasattr(value, "shape")}
+    values |= {name: value for name, value in params.items() if hasattr(value, "shape")}
+    return {name: _array(value) for name, value in values.items()}
+
+
+def _array(value: Any) -> Any:
+    """A torch tensor as an array, unless NumPy has no such; everything else as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    try:
+        return value.detach().cpu().numpy()
+    except (TypeError, NotImplementedError):  # bfloat16, or no values at all
+        return value
 
 
 def _weights(function: relax.Function, values: Mapping[str, Any]) -> list[relax.Var]:
@@ -212,23 +226,28 @@ def _check_values(weights: Mapping[str, list[relax.Var]], values: Mapping[str, A
 
 @mutator
 class _LiftConstants(PyExprMutator):
-    """Turns constant matrices and larger arrays of floats into weights."""
+    """Turns constant matrices and larger arrays of floats into weights, one that is used in many places into one.
 
-    def __init__(self, entry: str) -> None:
+    Parameters
+    ----------
+    entry
+        The function that is rewritten.
+    names, arrays
+        Name of each constant that is a weight already, and the values by name: shared by all entries.
+    """
+
+    def __init__(self, entry: str, names: dict[Any, str], arrays: dict[str, np.ndarray]) -> None:
         super().__init__()
-        self.entry = entry
-        self.arrays: dict[str, np.ndarray] = {}
-        self.weights: list[relax.Var] = []
+        self.entry, self.names, self.arrays = entry, names, arrays
+        self.weights: dict[str, relax.Var] = {}
 
     def visit_generic_const_(self, constant: tvm.ir.GenericConst) -> relax.Expr:
         array = constant_array(constant)
         if array is None or array.ndim < 2 or array.size < 2 or array.dtype != np.float32:
             return constant
-        name = f"{self.entry}.constant_{len(self.arrays)}"
-        weight = relax.Var(name, relax.TensorType(array.shape, "float32"))
-        self.arrays[name] = array
-        self.weights.append(weight)
-        return weight
+        name = self.names.setdefault(constant, f"{self.entry}.constant_{len(self.arrays)}")
+        self.arrays.setdefault(name, array)
+        return self.weights.setdefault(name, relax.Var(name, relax.TensorType(array.shape, "float32")))
 
 
 def _notes(lifted: Mapping[str, np.ndarray]) -> tuple[str, ...]:

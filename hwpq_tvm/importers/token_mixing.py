@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 from torch.export import ExportedProgram
@@ -37,6 +38,8 @@ _ALONG_DIM = {
 _SIZES_ONLY = {
     "empty_like", "full_like", "new_empty", "new_full", "new_ones", "new_zeros", "one_hot", "ones_like", "zeros_like",
 }  # fmt: skip
+# Give all tokens the same, whatever they are made of.
+_SAME_FOR_ALL = {"empty", "expand", "full", "ones", "zeros", *_SIZES_ONLY}
 # Read a table, their first argument, by what they know of each token.
 _LOOKUPS = {"embedding", "gather", "index_select"}
 # Products of matrices, by the place of their factors among the arguments.
@@ -67,6 +70,8 @@ def check_token_mixing(program: ExportedProgram, origin: Origin, *, tokens: str,
     check = _Check(symbol, inputs[chosen])
     found: dict[str, str] = {}
     for node in program.graph.nodes:
+        if node.op == "placeholder" and check.axes(node.meta.get("val")):
+            check.parts[node] = 1
         if node.op == "call_function" and check.mixes(node):
             found.setdefault(str(node.target).removeprefix("aten."), module_path(node, origin))
     if found:
@@ -79,11 +84,19 @@ def check_token_mixing(program: ExportedProgram, origin: Origin, *, tokens: str,
 
 
 class _Check:
-    """Knows which axes are tokens, and what operators do with them."""
+    """Knows which axes are tokens, and what operators do with them.
+
+    Attributes
+    ----------
+    parts
+        Of results that have an axis of tokens: how many neighbours along it belong to one token. Whatever else the
+        axis holds, such as sequences of a batch, is in front of its tokens.
+    """
 
     def __init__(self, symbol: Any, chosen: fx.Node) -> None:
         self.symbol = symbol
         self.chosen = chosen
+        self.parts: dict[fx.Node, int] = {}
 
     def axes(self, value: Any) -> list[int]:
         """Axes of tokens of a tensor, counted from the last, which is -1."""
@@ -99,18 +112,26 @@ class _Check:
         result = node.meta.get("val")
         values = [each.meta.get("val") for each in node.all_input_nodes]
         given = [value for value in values if self.axes(value)]
+        parts = {self.parts[each] for each in node.all_input_nodes if each in self.parts}
+        if len(parts) > 1:
+            return True
+        if parts and any(map(self.axes, _tensors(result))):
+            (self.parts[node],) = parts
         if not isinstance(node.target, torch._ops.OpOverload):
             # What takes a tuple apart mixes nothing; other functions have functions of their own inside.
             return bool(given) and not isinstance(result, torch.SymInt)
-        if node.target.namespace == "hwpq" or isinstance(result, torch.SymInt | torch.SymBool | int | bool):
+        if isinstance(result, torch.SymInt | torch.SymBool | int | bool):
             return False
+        if node.target.namespace == "hwpq":
+            return parts not in (set(), {1})
         # What changes its input computes the same otherwise.
         name = str(node.target.overloadpacket.__name__).removesuffix("_")
         if name == "arange":
             # Positions are an input: of its own a model can count from the first new token only.
             return bool(self.axes(result)) and len(node.meta.get("nn_module_stack") or {}) > 1
         if not given:
-            return False
+            # Rows of a table by their place would be those of the first tokens for every token that is decoded.
+            return name not in _SAME_FOR_ALL and any(map(self.axes, _tensors(result)))
         if name == "index":
             return self._picks_tokens(node)
         if any(len(self.axes(each)) != 1 for each in [*given, *_tensors(result)]):
@@ -120,7 +141,7 @@ class _Check:
         if torch.Tag.pointwise in node.target.tags or name == "_to_copy":
             return any(self.axes(each) != self.axes(result) for each in given)
         if name in _RESHAPES:
-            return bool(self._tail(given[0]) % self._tail(result))
+            return not parts or self._tears_tokens(node, given[0], result)
         if name in _VIEWS:
             return False
         if name in _ALONG_DIM:
@@ -139,7 +160,7 @@ class _Check:
         """Whether an index chooses among the tokens, other than those whose logits are wanted."""
         axes = self.axes(node.args[0].meta["val"])
         places = list(node.args[1])
-        if not axes or places == [None, self.chosen]:
+        if not axes or (places == [None, self.chosen] and self.parts.get(node.args[0]) == 1):
             return False
         axis = axes[0] + node.args[0].meta["val"].ndim
         others = [place for place in places if place is not None]
@@ -152,6 +173,17 @@ class _Check:
         """Number of elements behind the axis of tokens."""
         (axis,) = self.axes(value)
         return math.prod(int(size) for size in value.shape[value.ndim + axis + 1 :])
+
+    def _tears_tokens(self, node: Any, given: torch.Tensor, result: torch.Tensor) -> bool:
+        """Whether a tensor is read in another shape in which a token's elements are no longer side by side."""
+        (axis,) = self.axes(result)
+        size: Any = result.shape[axis]
+        per_token = size.node.expr / self.symbol
+        parts, rest = divmod(self.parts[node] * self._tail(given), self._tail(result))
+        if rest or not (per_token / sympy.Integer(parts)).is_integer:
+            return True
+        self.parts[node] = parts
+        return False
 
     def _works_along_tokens(self, node: Any, given: list[torch.Tensor], result: Any) -> bool:
         dims = _argument(node, "dim")

@@ -75,9 +75,7 @@ def import_torch_module(module: torch.nn.Module, example_inputs: Any, dynamic_sh
             " or a dictionary of them by name (and dynamic_shapes for dimensions that vary, as torch.export takes them)"
         )
     positional, keywords = _arguments(example_inputs)
-    on_meta = [name for name, parameter in module.named_parameters() if parameter.is_meta]
-    if on_meta:
-        raise ImportModelError(f"weights of {origin.name} are on the meta device: {', '.join(on_meta)}; load them")
+    _check_loaded(dict(module.named_parameters()), origin)
     strange = [
         f"{name} is {parameter.dtype}"
         for name, parameter in module.named_parameters()
@@ -109,9 +107,17 @@ def import_exported_program(program: ExportedProgram) -> ImportedModel:
     """
     origin = Origin(_class_name(program), "", _ADVICE)
     # A program of its own, of which the weights are not copied.
-    copied = program.run_decompositions({})
-    without_mutation(copied.graph)
     parameters = dict(program.named_parameters())
+    _check_loaded(parameters, origin)
+    try:
+        copied = program.run_decompositions({})
+    except Exception as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise ImportModelError(
+            f"{origin.name} can't be made a program that overwrites nothing ({type(error).__name__}: {reason});"
+            f" {_ADVICE}"
+        ) from error
+    without_mutation(copied.graph)
     names: dict[int, tuple[str, ...]] = {}
     for name, parameter in parameters.items():
         key = id(parameter)
@@ -172,11 +178,9 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, Mapping):
         positional, keywords = (), dict(example_inputs)
     else:
-        alone = isinstance(example_inputs, torch.Tensor)
-        positional, keywords = (example_inputs,) if alone else tuple(example_inputs), {}
-    if not all(isinstance(each, torch.Tensor) for each in _tensors((positional, keywords))) or not any(
-        True for _ in _tensors((positional, keywords))
-    ):
+        several = isinstance(example_inputs, list | tuple)
+        positional, keywords = tuple(example_inputs) if several else (example_inputs,), {}
+    if next(_tensors((positional, keywords)), None) is None:
         raise ImportModelError(
             f"example_inputs are {type(example_inputs).__name__} without a torch.Tensor: give a tuple of tensors, or a"
             " dictionary of them by name"
@@ -184,6 +188,12 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return pytree.tree_map_only(
         torch.Tensor, lambda x: x.float() if x.is_floating_point() else x, (positional, keywords)
     )
+
+
+def _check_loaded(parameters: Mapping[str, torch.Tensor], origin: Origin) -> None:
+    on_meta = [name for name, parameter in parameters.items() if parameter.is_meta]
+    if on_meta:
+        raise ImportModelError(f"weights of {origin.name} are on the meta device: {', '.join(on_meta)}; load them")
 
 
 def _tensors(inputs: Any) -> Iterator[torch.Tensor]:
@@ -278,11 +288,17 @@ def _dimension_names(
     module: torch.nn.Module, positional: tuple[Any, ...], keywords: Mapping[str, Any], dynamic_shapes: Any
 ) -> dict[tuple[int, int], str]:
     """Names that the user gave to dimensions, by the number of the input and the axis."""
-    given = inspect.signature(module.forward).bind(*positional, **keywords).arguments
+    signature = inspect.signature(module.forward)
     if isinstance(dynamic_shapes, Mapping):
-        shapes = [dynamic_shapes.get(name) for name in given]
+        by_name = dict(dynamic_shapes)
     else:
-        shapes = list(dynamic_shapes) if dynamic_shapes is not None else [None] * len(given)
+        by_name = dict(zip(signature.bind(*positional, **keywords).arguments, dynamic_shapes or (), strict=False))
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            by_name.update(by_name.pop(name, None) or {})
+    # Inputs by name are traced in the order in which they are given, whatever the signature's.
+    given = {**signature.bind_partial(*positional).arguments, **keywords}
+    shapes = [by_name.get(name) for name in given]
     names = {}
     number = 0
     for value, shape in zip(given.values(), shapes, strict=False):

@@ -12,8 +12,13 @@ def as_inputs(spec: EntrySpec, values: Sequence[Any]) -> list[np.ndarray]:
     """Turn what was given into arrays; anything but an array or a tensor gets the type that is expected."""
     arrays = []
     for number, value in enumerate(values):
-        known = hasattr(value, "dtype") or number >= len(spec.inputs)
-        arrays.append(np.asarray(value) if known else np.asarray(value, spec.inputs[number].dtype))
+        array = np.asarray(value)
+        if not hasattr(value, "dtype") and number < len(spec.inputs):
+            wanted = np.dtype(spec.inputs[number].dtype)
+            # Numbers with a fraction are not made integers: they are refused as what they are.
+            if array.dtype.kind != "f" or wanted.kind not in "iub" or not array.size:
+                array = np.asarray(value, wanted)
+        arrays.append(array)
     return arrays
 
 

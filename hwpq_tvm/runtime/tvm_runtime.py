@@ -1,9 +1,9 @@
 """The TVM runtime library without the compiler: loading it, its threads, its tensors, its virtual machine.
 
 `import tvm` loads the compiler library too (259 MB) and half of TVM's Python. Running a compiled model needs only
-`libtvm_runtime.so` and the `tvm_ffi` package, so that is all this module touches: `hwpq_tvm.load` starts in a
-fraction of a second, and a later `import tvm` in the same process (by `hwpq_tvm.build`) works as usual, because both
-then share the one runtime library.
+`libtvm_runtime.so`, `libtvm_runtime_extra.so` and the `tvm_ffi` package, so that is all this module touches:
+`hwpq_tvm.load` starts in a fraction of a second, and a later `import tvm` in the same process (by `hwpq_tvm.build`)
+works as usual, because both then share the runtime libraries.
 """
 
 import importlib
@@ -60,22 +60,23 @@ def library_folders() -> list[Path]:
 
 @cache
 def runtime() -> ModuleType:
-    """`tvm_ffi` with the TVM runtime library loaded.
+    """`tvm_ffi` with the TVM runtime libraries loaded.
 
     Raises
     ------
     DependencyError
-        When TVM is not installed, or its runtime library can't be loaded.
+        When TVM is not installed, or its runtime libraries can't be loaded.
     """
     # TVM would bind this very thread and its workers to the first cores, whatever the process's own affinity says.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     ffi = _import_ffi()
     libinfo = importlib.import_module("tvm_ffi.libinfo")
     try:
-        libinfo.load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=library_folders())
+        for name in ("tvm_runtime", "tvm_runtime_extra"):  # sorts are in the second
+            libinfo.load_lib_ctypes("tvm", name, "RTLD_GLOBAL", extra_lib_paths=library_folders())
     except (OSError, RuntimeError) as error:
         raise DependencyError(
-            f"TVM's runtime library can't be loaded ({error}). Run: pip install --force-reinstall "
+            f"TVM's runtime libraries can't be loaded ({error}). Run: pip install --force-reinstall "
             "'apache-tvm==0.27.0.post1'"
         ) from error
     return ffi

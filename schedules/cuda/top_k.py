@@ -32,9 +32,9 @@ def schedule(func: PrimFunc, target: Target) -> PrimFunc:
             with loop("j", fields["k"]) as j:
                 chosen.search(each)
                 value = let("value", warp_reduce(chosen.value[0], "max"))
-                mine = T.Select(chosen.value[0] == value, chosen.index[0], T.int32(N))
-                index = let("index", warp_reduce(mine, "min"))
+                mine = T.Select(chosen.value[0] == value, chosen.place[0], T.int32(2 * N))
+                place = let("place", warp_reduce(mine, "min"))
                 with when(lane == 0):
-                    args.write(at, j, value, index)
-                chosen.keep(value, index)
+                    args.write(at, j, place)
+                chosen.keep(value, place)
     return describe(result[0], **fields)

@@ -42,3 +42,19 @@ def test_other_dimensions_are_refused():
 
     with pytest.raises(ImportModelError, match=r"\(5, 3\).* of relu\.default in act: expected float32 .*\[3, 5\]"):
         translated({"relu.default": turned})
+
+
+def test_integers_for_fractions_are_refused():
+    def counted(node, importer):
+        return importer.block_builder.emit(relax.op.astype(importer.env[node.args[0]], "int64"))
+
+    with pytest.raises(ImportModelError, match=r"int64 of relu\.default in act: expected float32"):
+        translated({"relu.default": counted})
+
+
+def test_failures_name_the_operator_and_its_module():
+    def failing(node, importer):
+        raise ValueError("no such axis\nand more")
+
+    with pytest.raises(ImportModelError, match=r"TVM can't convert relu\.default in act \(ValueError: no such axis\)$"):
+        translated({"relu.default": failing})

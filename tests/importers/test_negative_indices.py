@@ -1,34 +1,40 @@
-"""Constant indices that count from the end count from the front after export."""
+"""Indices that count from the end read and write what they do in torch: constants, buffers and computed ones."""
 
+import numpy as np
 import pytest
 import torch
 
-from hwpq_tvm.errors import ImportModelError
-from hwpq_tvm.importers.exported_program import Origin, export
+from hwpq_tvm.importers import import_model
+
+from .stock_build import runner
 
 
 class Model(torch.nn.Module):
-    def __init__(self, function):
+    def __init__(self):
         super().__init__()
-        self.function = function
+        self.register_buffer("chosen", torch.tensor([-1, 0]))
 
-    def forward(self, x):
-        return self.function(x)
-
-
-def exported(function):
-    length = {0: torch.export.Dim("length", min=4)}
-    return export(Model(function), (torch.zeros(5, 3, 4),), ({**length},), Origin("Model", "", "index otherwise"))
+    def forward(self, x, i):
+        y = x[:, :, 0, 0] * 2
+        y[i - 1, i] = x[0, 0, 0, :2]
+        pairs = x[:, :, 0, 0][torch.tensor([-1, 0]), torch.tensor([1, -3])]
+        return x[:, self.chosen], x[:, i - 1], x[[-2]], x[:, :2, [-1]], x.flatten(2)[i - 1], pairs, y
 
 
-def test_indices_count_from_the_front():
-    program = exported(lambda x: x[:, [-2, 0]] + x[:, :2, [-1]])
-    values = sorted(value.tolist() for value in program.constants.values())
-    assert values == [[1, 0], [3]]
-    x = torch.randn(6, 3, 4)
-    torch.testing.assert_close(program.module()(x), x[:, [1, 0]] + x[:, :2, [3]])
+@pytest.fixture(scope="module", params=["module", "program"])
+def run(request):
+    given = (torch.zeros(5, 3, 4, 6), torch.tensor([0, 1]))
+    shapes = ({0: torch.export.Dim("length", min=4)}, None)
+    if request.param == "module":
+        return runner(import_model(Model(), example_inputs=given, dynamic_shapes=shapes))
+    return runner(import_model(torch.export.export(Model(), given, dynamic_shapes=shapes)))
 
 
-def test_the_end_of_a_symbolic_axis_is_refused():
-    with pytest.raises(ImportModelError, match=r"Model has an index that counts from the end \(\[-2\]\).*index other"):
-        exported(lambda x: x[[-2]])
+@pytest.mark.parametrize("length", [4, 7])
+def test_what_counts_from_the_end_is_what_it_is_in_torch(run, length):
+    x = torch.randn(length, 3, 4, 6)
+    for i in (torch.tensor([0, 1]), torch.tensor([2, -1])):
+        wanted = Model()(x, i)
+        for a, b in zip(run(x.numpy(), i.numpy()), wanted, strict=True):
+            assert b.abs().max() > 0.01
+            np.testing.assert_array_equal(a, b.numpy())

@@ -125,6 +125,33 @@ def test_several_entries_share_their_weights():
     np.testing.assert_allclose(runner(imported, "down")(y)[0], y @ values["b"].T, atol=1e-5)
 
 
+def test_a_constant_of_several_places_is_one_weight():
+    shared = relax.const(CONSTANT)
+    builder = relax.BlockBuilder()
+    for entry in ("first", "second"):
+        x = relax.Var("x", relax.TensorType((3, 6), "float32"))
+        with builder.function(entry, [x], attrs={"num_input": 1}):
+            with builder.dataflow():
+                y = builder.emit(relax.op.matmul(x, shared))
+                z = builder.emit(relax.op.matmul(relax.op.tanh(x), shared))
+                result = builder.emit_output(relax.op.add(y, z))
+            builder.emit_func_output(result)
+    imported = import_model(builder.get())
+    assert imported.notes == ("constants of the Relax module became weights: first.constant_0 [6, 5]",)
+    for entry in imported.entries:
+        assert {str(call.weight.name) for call in find_linears(imported.module[entry])} == {"first.constant_0"}
+        x = RNG.standard_normal((3, 6), np.float32)
+        np.testing.assert_allclose(runner(imported, entry)(x)[0], (x + np.tanh(x)) @ CONSTANT, atol=1e-5)
+
+
+def test_values_may_be_torch_tensors():
+    values = {name: torch.nn.Parameter(torch.tensor(value), requires_grad=False) for name, value in VALUES.items()}
+    imported = import_model(Model, params=values)
+    np.testing.assert_array_equal(imported.parameters.load("w"), VALUES["w"].T)
+    with pytest.raises(ImportModelError, match=r"the value of w is torch.bfloat16 \[4, 6\], expected float32 \[4, 6\]"):
+        import_model(Model, params={**values, "w": values["w"].to(torch.bfloat16)})
+
+
 def test_weights_that_do_not_fit_are_all_named():
     wrong = {"w": VALUES["w"].T, "other": np.zeros(3)}
     with pytest.raises(ImportModelError) as caught:

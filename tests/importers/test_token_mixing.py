@@ -19,6 +19,7 @@ class Inner(torch.nn.Module):
         self.function = function
         self.linear = torch.nn.Linear(FEATURES, FEATURES)
         self.table = torch.nn.Embedding(50, FEATURES)
+        self.register_buffer("places", torch.randn(50, FEATURES))
 
     def forward(self, x):
         return self.function(self, x)
@@ -57,17 +58,23 @@ MIXING = {
     "cumulated": lambda m, x: x.cumsum(1),
     "fused attention": lambda m, x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
     "highest": lambda m, x: x - x.amax(dim=(1, 2), keepdim=True),
+    "narrowed table": lambda m, x: x + m.places.narrow(0, 0, x.shape[1]),
     "normalised over tokens": lambda m, x: x.transpose(1, 2).softmax(-1).transpose(1, 2),
     "pooled": lambda m, x: x - x.mean(1, keepdim=True),
     "read otherwise": lambda m, x: x.transpose(1, 2).flatten(1).unflatten(1, (-1, FEATURES)),
     "recurrent": recurrent,
+    "regrouped": lambda m, x: x.flatten(1).unflatten(1, (FEATURES, -1)).transpose(1, 2),
     "reversed": lambda m, x: x.flip(1),
     "rolled": lambda m, x: x.roll(1, 1),
+    "sliced table": lambda m, x: x + m.places[: x.shape[1]],
     "summed up": lambda m, x: x / x.sum(),
 }
 APART = {
     "chosen features": lambda m, x: x[..., [3, 1, 2]],
+    "constants": lambda m, x: x + torch.zeros(x.shape[1], FEATURES) + m.places[:1].expand(x.shape[1], -1),
+    "flat": lambda m, x: x.flatten(1).tanh().unflatten(1, (-1, FEATURES)),
     "gate": lambda m, x: x * m.linear(x).sigmoid(),
+    "head rows": lambda m, x: F.normalize(x.reshape(-1, 4), dim=-1).view(*x.shape[:2], 3, 4).flatten(2),
     "heads": lambda m, x: m.linear(x).view(*x.shape[:2], 3, 4).transpose(1, 2).softmax(-1).transpose(1, 2).flatten(2),
     "largest features": lambda m, x: x.topk(3, dim=-1).values,
     "norm": lambda m, x: F.layer_norm(x, (FEATURES,)) * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
@@ -82,7 +89,7 @@ APART = {
 def check(function):
     origin = Origin("Model", "", "give another")
     inputs = (torch.zeros(2, 7, dtype=torch.int64), torch.zeros(3, dtype=torch.int64))
-    shapes = ({1: torch.export.Dim("seq_len", min=4)}, {0: torch.export.Dim("chosen")})
+    shapes = ({1: torch.export.Dim("seq_len", min=4, max=50)}, {0: torch.export.Dim("chosen")})
     program = export(Model(function), inputs, shapes, origin)
     simplify(program)
     check_token_mixing(program, origin, tokens="input_ids", chosen="logits_at")

@@ -189,7 +189,24 @@ def test_what_cannot_be_expressed_is_named_with_its_module(part, words):
         assert re.search(word, message), message
 
 
+class _Sum(nn.Module):
+    def forward(self, first, second):
+        return first.sum(1), second.sum(1)
+
+
+def test_dimensions_of_inputs_by_name_keep_their_names_in_another_order():
+    shapes = {"first": {0: Dim("rows")}, "second": {0: Dim("columns")}}
+    given = {"second": torch.ones(5, 2), "first": torch.ones(3, 2)}
+    function = import_model(_Sum(), example_inputs=given, dynamic_shapes=shapes).module["main"]
+    names = {parameter.name: str(parameter.ty.shape.values[0]) for parameter in function.params}
+    assert names == {"first": "rows", "second": "columns"}
+
+
 def test_other_refusals(module):
+    with pytest.raises(ImportModelError, match=r"are int without a torch\.Tensor"):
+        import_model(module, example_inputs=5)
+    with pytest.raises(ImportModelError, match=r"max_batch is 2, and _Sum has no KV cache"):
+        import_model(_Sum(), example_inputs=(torch.ones(2, 2), torch.ones(2, 2)), max_batch=2)
     with pytest.raises(ImportModelError, match="give example_inputs, a tuple of tensors"):
         import_model(module)
     with pytest.raises(ImportModelError, match=r"without a torch\.Tensor"):

@@ -35,6 +35,13 @@ def test_ids_have_to_be_rows_of_their_table(bad):
     assert input_problems(SPEC, inputs(ids)) == [f"input ids holds {bad}: expected 0 to 10, the rows of its table."]
 
 
+def test_fractions_are_no_integers():
+    assert input_problems(SPEC, as_inputs(SPEC, [[[1.7, 2.2]], [[1, 1]], [0, 1, 2]])) == [
+        "input ids is float64 of shape (1, 2): expected int64 of shape (batch, seq_len)."
+    ]
+    assert input_problems(SPEC, as_inputs(SPEC, [[[1, 2]], [[1, 1]], [0, 1, 2]])) == []
+
+
 def test_everything_that_is_wrong_is_named():
     found = input_problems(SPEC, inputs(np.zeros((2, 6), np.int64), np.ones((1, 6), np.int64), x=[1, 2]))
     assert found == [
