@@ -134,7 +134,7 @@ def _look_ups(function: relax.Function) -> Iterator[EmbeddingCall]:
 
     def origin(ids: relax.Expr) -> relax.Expr:
         while True:
-            value = values.get(ids)
+            value = values.get(ids, ids)
             if any(is_call(value, op) for op in ("relax.reshape", "relax.astype")):
                 ids = value.args[0]
             elif is_call(value, "relax.where") and counts_from_the_end(*value.args):
@@ -144,8 +144,8 @@ def _look_ups(function: relax.Function) -> Iterator[EmbeddingCall]:
 
     def counts_from_the_end(condition: relax.Expr, changed: relax.Expr, ids: relax.Expr) -> bool:
         """Whether a choice is `ids < 0 ? ids + size : ids`, which leaves ids of a table's rows as they are."""
-        less, added = values.get(condition), values.get(changed)
-        if less is None or added is None or not is_call(less, "relax.less") or not is_call(added, "relax.add"):
+        less, added = values.get(condition, condition), values.get(changed, changed)
+        if not is_call(less, "relax.less") or not is_call(added, "relax.add"):
             return False
         zero = less.args[1]
         is_zero = isinstance(zero, tvm.ir.GenericConst) and not zero.value.numpy().any()
