@@ -20,7 +20,6 @@ from .calibration_text import (
 from .entry_specs import entry_spec
 from .errors import CalibrationError
 from .importers import ImportedModel
-from .relax_passes.linears import find_embeddings
 from .runtime.inputs import as_inputs, input_problems
 from .runtime.manifest import EntrySpec
 
@@ -94,14 +93,12 @@ def samples_of_text(calibration: Calibration, imported: ImportedModel, entry: st
         When the source can't be read or tokenized, has ids that the model does not know, or windows that it does not
         take.
     """
-    function = imported.module[entry]
-    spec = entry_spec(function)
+    spec = entry_spec(imported.module[entry])
     shape = next(each.shape for each in spec.inputs if each.name == _IDS)
     last = shape[-1]
     limit = last if isinstance(last, int) else spec.upper_bounds.get(last)
     length = calibration.length if limit is None else min(calibration.length, limit)
-    known = min((int(call.weight.ty.shape.values[0]) for call in find_embeddings(function)), default=None)
-    rows, name = _rows(calibration, imported, length, known)
+    rows, name = _rows(calibration, imported, length, spec.ids.get(_IDS))
     if isinstance(last, int):
         rows = [row for row in rows if len(row) == last]
         if not rows:

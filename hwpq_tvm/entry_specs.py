@@ -8,8 +8,9 @@ from tvm import relax, tirx
 from .relax_passes.linears import OUTPUT_NAMES, looked_up_rows
 from .runtime.manifest import EntrySpec, TensorSpec
 
-# Attribute of a function: the largest value of each symbolic dimension, by name. Memory is planned for it.
-UPPER_BOUNDS = "tir_var_upper_bound"
+# Attributes of a function: the largest value of each symbolic dimension, by name, which memory is planned for; and the
+# smallest.
+UPPER_BOUNDS, LOWER_BOUNDS = "tir_var_upper_bound", "tir_var_lower_bound"
 
 
 def entry_spec(function: relax.Function) -> EntrySpec:
@@ -18,12 +19,14 @@ def entry_spec(function: relax.Function) -> EntrySpec:
     types = list(function.ret_ty.fields) if isinstance(function.ret_ty, relax.TupleType) else [function.ret_ty]
     given = function.attrs.get(OUTPUT_NAMES)
     names = [f"output_{i}" for i in range(len(types))] if given is None else [str(name) for name in given]
-    bounds = {str(name): int(bound) for name, bound in (function.attrs.get(UPPER_BOUNDS) or {}).items()}
+    upper, lower = (
+        {str(name): int(bound) for name, bound in (function.attrs.get(attribute) or {}).items()}
+        for attribute in (UPPER_BOUNDS, LOWER_BOUNDS)
+    )
     outputs = [_tensor(name, type_) for name, type_ in zip(names, types, strict=True)]
     rows = looked_up_rows(function)
-    return EntrySpec(
-        tuple(inputs), tuple(outputs), bounds, {each.name: rows[each.name] for each in inputs if each.name in rows}
-    )
+    ids = {each.name: rows[each.name] for each in inputs if each.name in rows}
+    return EntrySpec(tuple(inputs), tuple(outputs), upper, lower, ids)
 
 
 def entry_specs(mod: tvm.IRModule, entries: Iterable[str]) -> dict[str, EntrySpec]:

@@ -135,6 +135,23 @@ def _batch_norm(node: fx.Node, importer: Any) -> relax.Expr:
     return builder.emit(relax.TupleGetItem(builder.emit(normalised), 0))
 
 
+def _deviation(node: fx.Node, importer: Any) -> relax.Var:
+    """Convert a standard deviation (TVM's does not read how many values to take off their number)."""
+    return importer.block_builder.emit(relax.op.sqrt(ExportedProgramImporter._var_correction(importer, node)))
+
+
+def _extreme(operator: Callable[..., relax.Expr]) -> Callable[[fx.Node, Any], relax.Var]:
+    """Convert the largest or smallest of some dimensions."""
+
+    def convert(node: fx.Node, importer: Any) -> relax.Var:
+        x, *rest = node.args
+        dims, keepdim, *_ = (*rest, *(node.kwargs.get(name) for name in ("dim", "keepdim")[len(rest) :]))
+        axes = list(dims) if isinstance(dims, (list, tuple)) else dims
+        return importer.block_builder.emit(operator(importer.env[x], axes or None, bool(keepdim)))
+
+    return convert
+
+
 def _where(node: fx.Node, importer: Any) -> relax.Var:
     """Convert a choice between tensors and numbers."""
     condition, *choices = node.args
@@ -156,6 +173,8 @@ def _celu(node: fx.Node, importer: Any) -> relax.Var:
 
 CONVERTERS: dict[str, Converter] = {
     **ARITHMETIC,
+    "amax.default": _extreme(relax.op.max),
+    "amin.default": _extreme(relax.op.min),
     "batch_norm.default": _batch_norm,
     "celu.default": _celu,
     "index.Tensor": convert_index,
@@ -167,6 +186,7 @@ CONVERTERS: dict[str, Converter] = {
     "reshape.default": _reshape,
     "scaled_dot_product_attention.default": convert_scaled_dot_product_attention,
     "slice.Tensor": _slice,
+    "std.correction": _deviation,
     "sym_size.int": _size,
     "to.device": _move,
     "topk.default": _top_k,

@@ -21,6 +21,9 @@ from hwpq_tvm.importers.in_place import functional, overwrites
 from hwpq_tvm.importers.kept_state import check_state
 from hwpq_tvm.importers.quiet_export import quiet_failure
 
+# What TVM 0.27 converts to an operator that it has no code for.
+_BROKEN = {"pixel_shuffle.default"}
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -85,7 +88,19 @@ def export(
             f"{origin.name} can't be exported by torch.export ({type(error).__name__}: {reason}); {origin.advice}"
         ) from error
     check_state(program, origin.name, origin.prefix)
-    return functional(program, origin.name, origin.advice)
+    return in_known_operators(functional(program, origin.name, origin.advice))
+
+
+def in_known_operators(program: ExportedProgram) -> ExportedProgram:
+    """Take operators that can't be converted apart into others, where torch knows how."""
+    known, table, tried = _known(CONVERTERS), torch.export.default_decompositions(), set()
+    while True:
+        calls = {node.target for node in program.graph.nodes if node.op == "call_function"}
+        unknown = {call for call in calls - tried if call.__name__ not in known and call in table}
+        if not unknown:
+            return program
+        program = program.run_decompositions({call: table[call] for call in unknown})
+        tried |= unknown  # what they are made of may be unknown, too
 
 
 def simplify(program: ExportedProgram) -> None:
@@ -161,9 +176,14 @@ def set_shape(placeholder: fx.Node, shape: tuple[int, ...]) -> None:
     placeholder.meta.pop("tensor_meta", None)
 
 
+def _known(converters: Mapping[str, Converter]) -> set[str]:
+    """Names of the operators that can be converted."""
+    return (ExportedProgramImporter().convert_map.keys() | converters.keys()) - _BROKEN
+
+
 def check_operators(program: ExportedProgram, converters: Mapping[str, Converter], origin: Origin) -> None:
     """Raise ImportModelError naming every operator that can't be converted, and a module where it is."""
-    known = ExportedProgramImporter().convert_map.keys() | converters.keys()
+    known = _known(converters)
     missing: dict[str, str] = {}
     for node in program.graph.nodes:
         if node.op == "call_function" and node.target.__name__ not in known:
@@ -191,6 +211,7 @@ def translate(
     dimensions: Mapping[tuple[str, int], str],
     upper_bounds: Mapping[str, int],
     origin: Origin,
+    lower_bounds: Mapping[str, int] | None = None,
     converters: Mapping[str, Converter] | None = None,
 ) -> dict[tvm.ir.GlobalVar, tvm.ir.BaseFunc]:
     """Translate an exported forward pass to an entry function.
@@ -208,8 +229,8 @@ def translate(
         as the program has placeholders for them.
     dimensions
         Name of a dimension by an input and an axis that have it, where it is symbolic.
-    upper_bounds
-        The largest value of each of these dimensions, by name, where it is known.
+    upper_bounds, lower_bounds
+        The largest and the smallest value of each of these dimensions, by name, where there is a limit.
     origin
         The model.
     converters
@@ -240,7 +261,8 @@ def translate(
             f"TVM can't translate {origin.name} to Relax ({type(error).__name__}: {error}); {origin.advice}"
         ) from error
     function = _with_named_parameters(module["main"], weight_names, weights)
-    module["main"] = _with_named_dimensions(function, dimensions, upper_bounds)
+    limits = {"tir_var_upper_bound": upper_bounds, "tir_var_lower_bound": lower_bounds or {}}
+    module["main"] = _with_named_dimensions(function, dimensions, limits)
     return _renamed(module, entry)
 
 
@@ -291,18 +313,34 @@ def _with_named_parameters(
 
 
 def _with_named_dimensions(
-    function: relax.Function, dimensions: Mapping[tuple[str, int], str], upper_bounds: Mapping[str, int]
+    function: relax.Function, dimensions: Mapping[tuple[str, int], str], limits: Mapping[str, Mapping[str, int]]
 ) -> relax.Function:
-    """Name the symbolic dimensions and say how large they can be."""
+    """Name the symbolic dimensions and say how large and how small they can be."""
     shapes = {str(parameter.name): parameter.ty.shape.values for parameter in function.params}
     names: dict[tirx.Var, tirx.Var] = {}
     for (parameter, axis), name in dimensions.items():
         variable = shapes[parameter][axis] if parameter in shapes else None
         if isinstance(variable, tirx.Var):
             names.setdefault(variable, tirx.Var(name, "int64"))
-    if not names:
-        return function
+    function = function.bind_symbolic_vars(names) if names else function
     named = {str(variable.name) for variable in names.values()}
-    bounds = {name: bound for name, bound in upper_bounds.items() if name in named}
-    function = function.bind_symbolic_vars(names)
-    return function.with_attr("tir_var_upper_bound", bounds) if bounds else function
+    for attribute, known in limits.items():
+        # TVM's own have the names from before.
+        if function.attrs is not None and attribute in function.attrs:
+            function = function.without_attr(attribute)
+        if bounds := {name: bound for name, bound in known.items() if name in named}:
+            function = function.with_attr(attribute, bounds)
+    return function
+
+
+def size_limits(program: ExportedProgram, size: torch.SymInt) -> tuple[int | None, int | None]:
+    """The smallest and the largest value of a symbolic dimension, by what was traced; None where there is no limit.
+
+    torch takes dimensions that vary for neither 0 nor 1, which is no limit of what the program computes.
+    """
+    limits = program.range_constraints.get(size.node.expr)
+    if limits is None:
+        return None, None
+    smallest = int(limits.lower) if limits.lower.is_Integer and int(limits.lower) > 2 else None
+    largest = int(limits.upper) if limits.upper.is_Integer and int(limits.upper) < 2**31 else None  # infinity is none
+    return smallest, largest

@@ -103,17 +103,17 @@ def _same_memory(tensor: fx.Node, writer: fx.Node) -> list[fx.Node]:
     """What a tensor is a view of, and all other views of that, but for what an operation in place gives back."""
     found = [tensor]
     for seen in found:
-        near = _viewed(seen) + [user for user in seen.users if user is not writer and seen in _viewed(user)]
+        near = viewed(seen) + [user for user in seen.users if user is not writer and seen in viewed(user)]
         found += [node for node in near if node not in found]
     return found
 
 
-def _viewed(node: fx.Node) -> list[fx.Node]:
+def viewed(node: fx.Node) -> list[fx.Node]:
     """The nodes whose memory a node may share: its first operand, where it is a view, or those in a list of them."""
     if not _is_view(node):
         return []
-    viewed: Any = node.args[0]
-    return [viewed] if isinstance(viewed, fx.Node) else list(viewed)
+    operand: Any = node.args[0]
+    return [operand] if isinstance(operand, fx.Node) else list(operand)
 
 
 def _is_view(node: Any) -> bool:

@@ -7,6 +7,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from hwpq_tvm.errors import ImportModelError
+from hwpq_tvm.importers.in_place import overwrites, viewed
 
 
 def check_state(program: ExportedProgram, name: str, prefix: str = "") -> None:
@@ -29,11 +30,8 @@ def check_state(program: ExportedProgram, name: str, prefix: str = "") -> None:
         if spec.kind is not InputKind.USER_INPUT
     }
     for node in program.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if node.op == "call_function" and schema is not None and schema.is_mutable:
-            origin = _origin(node.args[0])
-            if origin in weights:
-                changed.append(weights[origin])
+        if overwrites(node):
+            changed += [weights[origin] for origin in _origins(node.args[0]) if origin in weights]
     if changed:
         names = ", ".join(dict.fromkeys(each.removeprefix(prefix) for each in changed))
         raise ImportModelError(
@@ -42,13 +40,8 @@ def check_state(program: ExportedProgram, name: str, prefix: str = "") -> None:
         )
 
 
-def _origin(node: Any) -> str | None:
-    """Name of the placeholder whose memory a node is a view of; None if it has memory of its own."""
-    while isinstance(node, fx.Node):
-        if node.op == "placeholder":
-            return node.name
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not any(result.alias_info is not None for result in schema.returns):
-            return None
-        node = node.args[0]
-    return None
+def _origins(written: Any) -> list[str]:
+    """Names of the placeholders whose memory a tensor, or each of several, is a view of."""
+    if not isinstance(written, fx.Node):
+        return [name for each in written for name in _origins(each)]
+    return [written.name] if written.op == "placeholder" else _origins(viewed(written))

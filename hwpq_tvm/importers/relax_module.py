@@ -176,17 +176,21 @@ def _values(module: tvm.IRModule, entries: tuple[str, ...], params: Mapping[str,
         names = [str(param.name) for param in function.params[len(function.params) - len(given) :]]
         values |= dict(zip(names, given, strict=True))
     values |= {name: value for name, value in params.items() if hasattr(value, "shape")}
-    return {name: _array(value) for name, value in values.items()}
+    return {name: _array(name, value) for name, value in values.items()}
 
 
-def _array(value: Any) -> Any:
-    """A torch tensor as an array, unless NumPy has no such; everything else as it is."""
+def _array(name: str, value: Any) -> Any:
+    """A torch tensor as an array, everything else as it is."""
     if not isinstance(value, torch.Tensor):
         return value
     try:
         return value.detach().cpu().numpy()
-    except (TypeError, NotImplementedError):  # bfloat16, or no values at all
-        return value
+    except (TypeError, NotImplementedError) as error:
+        dtype = str(value.dtype).removeprefix("torch.")
+        raise ImportModelError(
+            f"the value of {name} is a torch tensor of {dtype} on the device {value.device}, of which NumPy makes no"
+            " array: load it, and give it in the type that the module takes"
+        ) from error
 
 
 def _weights(function: relax.Function, values: Mapping[str, Any]) -> list[relax.Var]:

@@ -17,14 +17,16 @@ from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.importers.exported_program import (
     Origin,
     export,
+    in_known_operators,
     make_all_inputs_plain,
     module_path,
     name_inputs,
     simplify,
+    size_limits,
     translate,
 )
 from hwpq_tvm.importers.imported_model import ImportedModel, ModelMetadata
-from hwpq_tvm.importers.in_place import without_mutation
+from hwpq_tvm.importers.in_place import functional
 from hwpq_tvm.importers.kept_state import check_state
 from hwpq_tvm.importers.sources import ModelParameters, TorchSource
 from hwpq_tvm.importers.structure import copy_without_weights, parameter_aliases
@@ -117,7 +119,7 @@ def import_exported_program(program: ExportedProgram) -> ImportedModel:
             f"{origin.name} can't be made a program that overwrites nothing ({type(error).__name__}: {reason});"
             f" {_ADVICE}"
         ) from error
-    without_mutation(copied.graph)
+    copied = in_known_operators(functional(copied, origin.name, _ADVICE))
     names: dict[int, tuple[str, ...]] = {}
     for name, parameter in parameters.items():
         key = id(parameter)
@@ -142,7 +144,7 @@ def _import(
     _check_dtypes(program, origin)
     names, constants = name_inputs(program, aliases, origin)
     inputs = _user_inputs(program)
-    dimensions, bounds = _dimensions(program, inputs, dimension_names)
+    dimensions, lower_bounds, upper_bounds = _dimensions(program, inputs, dimension_names)
     used = {name for node, name in names.items() if node.users}
     weights = tuple(name for name in dict.fromkeys(names.values()) if name in used)
     make_all_inputs_plain(program)
@@ -152,7 +154,8 @@ def _import(
         weight_names={node.name: name for node, name in names.items()},
         weights=weights,
         dimensions=dimensions,
-        upper_bounds=bounds,
+        lower_bounds=lower_bounds,
+        upper_bounds=upper_bounds,
         origin=origin,
     )
     relaxed = tvm.IRModule(functions)
@@ -267,21 +270,22 @@ def _user_inputs(program: ExportedProgram) -> list[fx.Node]:
 
 def _dimensions(
     program: ExportedProgram, inputs: list[fx.Node], names: Mapping[tuple[int, int], str]
-) -> tuple[dict[tuple[str, int], str], dict[str, int]]:
-    """Name the symbolic dimensions, by input and axis, and find how large they can be."""
+) -> tuple[dict[tuple[str, int], str], dict[str, int], dict[str, int]]:
+    """Name the symbolic dimensions, by input and axis, and find how small and how large they can be."""
     known: dict[Any, str] = {}
     dimensions: dict[tuple[str, int], str] = {}
-    bounds: dict[str, int] = {}
+    lower_bounds: dict[str, int] = {}
+    upper_bounds: dict[str, int] = {}
     for number, node in enumerate(inputs):
         for axis, size in enumerate(node.meta["val"].shape):
             if not isinstance(size, torch.SymInt) or not size.node.expr.is_Symbol:
                 continue
             name = known.setdefault(size.node.expr, names.get((number, axis), f"{node.name}_{axis}"))
             dimensions[node.name, axis] = name
-            limits = program.range_constraints.get(size.node.expr)
-            if limits is not None and limits.upper.is_Integer and int(limits.upper) < 2**31:  # infinity is none
-                bounds[name] = int(limits.upper)
-    return dimensions, bounds
+            for bounds, limit in zip((lower_bounds, upper_bounds), size_limits(program, size), strict=True):
+                if limit is not None:
+                    bounds[name] = limit
+    return dimensions, lower_bounds, upper_bounds
 
 
 def _dimension_names(

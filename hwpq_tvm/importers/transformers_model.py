@@ -22,6 +22,7 @@ from hwpq_tvm.importers.exported_program import (
     make_all_inputs_plain,
     name_inputs,
     simplify,
+    size_limits,
     translate,
 )
 from hwpq_tvm.importers.structure import copy_without_weights, parameter_aliases
@@ -134,7 +135,7 @@ def import_entries(
     weights = tuple(name for name in dict.fromkeys(named[0][0].values()) if name in used)
     functions: dict[tvm.ir.GlobalVar, tvm.ir.BaseFunc] = {}
     for entry, (program, outputs), (names, _) in zip(entries, traced, named, strict=True):
-        bounds = {**_upper_bounds(program, entry, origin), **entry.bounds}
+        lower_bounds, upper_bounds = _limits(program, entry, origin)
         make_all_inputs_plain(program)
         translated = translate(
             program,
@@ -142,7 +143,8 @@ def import_entries(
             weight_names={node.name: name for node, name in names.items()},
             weights=weights,
             dimensions={(each.name, axis): dim for each, axis, dim in _symbolic(entry)},
-            upper_bounds=bounds,
+            lower_bounds=lower_bounds,
+            upper_bounds={**upper_bounds, **entry.bounds},
             origin=origin,
             converters={OPERATOR: convert_dense_attention},
         )
@@ -241,10 +243,11 @@ def _trace(skeleton: PreTrainedModel, entry: Entry, origin: Origin) -> tuple[Exp
     return program, outputs
 
 
-def _upper_bounds(program: ExportedProgram, entry: Entry, origin: Origin) -> dict[str, int]:
-    """The largest values of symbolic dimensions by what was traced, such as the length of a table of positions."""
+def _limits(program: ExportedProgram, entry: Entry, origin: Origin) -> tuple[dict[str, int], dict[str, int]]:
+    """The smallest and largest values of symbolic dimensions, such as the length of a table of positions."""
     placeholders = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
-    bounds: dict[str, int] = {}
+    lower_bounds: dict[str, int] = {}
+    upper_bounds: dict[str, int] = {}
     for each, axis, dim in _symbolic(entry):
         size = _size(placeholders[each.name], axis)
         if isinstance(size, int):
@@ -252,10 +255,10 @@ def _upper_bounds(program: ExportedProgram, entry: Entry, origin: Origin) -> dic
                 f"{origin.name} computes only with {each.name} whose dimension {axis} ({dim}) is {size}: expected any"
                 f" {dim}; {origin.advice}"
             )
-        limits = program.range_constraints.get(size.node.expr)
-        if limits is not None and limits.upper.is_Integer:  # infinity is none
-            bounds[dim] = int(limits.upper)
-    return bounds
+        for bounds, limit in zip((lower_bounds, upper_bounds), size_limits(program, size), strict=True):
+            if limit is not None:
+                bounds[dim] = limit
+    return lower_bounds, upper_bounds
 
 
 def _size(placeholder: fx.Node, axis: int) -> Any:

@@ -63,9 +63,10 @@ def _dimension(name: str, size: int, where: str, sizes: dict[str, tuple[int, str
     before, at = sizes.setdefault(name, (size, where))
     if size != before:
         return [f"{name} is {before} in {at} and {size} in {where}: expected the same."]
-    limit = spec.upper_bounds.get(name)
-    if limit is not None and size > limit and at == where:
-        return [f"{name} is {size} in {where}: the model was compiled for at most {limit}."]
+    largest, smallest = spec.upper_bounds.get(name, size), spec.lower_bounds.get(name, size)
+    if not smallest <= size <= largest and at == where:
+        limit = f"at most {largest}" if size > largest else f"at least {smallest}"
+        return [f"{name} is {size} in {where}: the model was compiled for {limit}."]
     return []
 
 

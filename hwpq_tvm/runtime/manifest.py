@@ -28,13 +28,14 @@ class TensorSpec:
 class EntrySpec:
     """Inputs (the weights that follow them left out) and outputs of an entry function.
 
-    `upper_bounds` has the largest sizes of dimensions that vary, by name, where they are limited; `ids` how many rows
-    there are to look up, by the name of the input whose elements are their numbers.
+    `upper_bounds` and `lower_bounds` have the largest and smallest sizes of dimensions that vary, by name, where there
+    is a limit; `ids` how many rows there are to look up, by the name of the input whose elements are their numbers.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     upper_bounds: Mapping[str, int] = field(default_factory=dict)
+    lower_bounds: Mapping[str, int] = field(default_factory=dict)
     ids: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -162,6 +163,7 @@ class Manifest:
                             _tensors(entry["inputs"]),
                             _tensors(entry["outputs"]),
                             entry.get("upper_bounds", {}),
+                            entry.get("lower_bounds", {}),
                             entry.get("ids", {}),
                         )
                         for name, entry in value["entries"].items()

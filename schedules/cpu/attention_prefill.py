@@ -1,8 +1,7 @@
 """Attention of many queries: tiles of them in parallel, each walking over the keys it sees with an online softmax.
 
-The online softmax is that of Milakov and Gimelshein, arXiv 1805.02867. Scores stand as ``[key, query]``: a vector holds
-one key's scores of consecutive queries. So keys are read element by element as they lie in the cache, only the queries
-are transposed, once, and the softmax over the keys needs nothing across lanes.
+Scores stand as ``[key, query]`` (see `online_softmax`): so keys are read element by element as they lie in the cache,
+and only the queries are transposed, once.
 """
 
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from tvm.tirx import PrimFunc, Select, Shuffle
 
 from hwpq_tvm.schedules.attention import AttentionArguments
 from hwpq_tvm.schedules.cpu.attention_shape import LOWEST, AttentionShape
+from hwpq_tvm.schedules.cpu.online_softmax import OnlineSoftmax
 from hwpq_tvm.schedules.cpu.register_tiles import outer_tile, vector_offsets
-from hwpq_tvm.schedules.cpu.vector_math import exponential_of_nonpositive, span, splat, tile_accumulators
+from hwpq_tvm.schedules.cpu.vector_math import span, splat, tile_accumulators
 from hwpq_tvm.schedules.tir_builder import let, loop, prim_func, store
 
 # Keys of one tile; a multiple of every register tile's keys.
@@ -91,13 +91,8 @@ class _Task:
         The last key that any of them sees.
     queries
         ``[head_dim, rows]``, scaled.
-    scores
-        ``[KEYS, rows]``, then the weights of the values.
-    sums
-        ``[rows, head_dim]``, of the weighted values so far.
-    top, total, best, factor
-        ``[rows]``: largest score and sum of weights so far, largest score of a tile of keys, and what the sums are
-        scaled with when the next tile is added.
+    softmax
+        Of `KEYS` keys and all rows, with `head_dim` features.
     position
         ``[queries]`` int32, where each query stands.
     unpacked
@@ -110,12 +105,7 @@ class _Task:
     count: Any
     last: Any
     queries: Any
-    scores: Any
-    sums: Any
-    top: Any
-    total: Any
-    best: Any
-    factor: Any
+    softmax: OnlineSoftmax
     position: Any
     unpacked: Any
 
@@ -153,12 +143,9 @@ def prefill(shape: AttentionShape) -> PrimFunc:
                 count=count,
                 last=let("last", shape.position(past, begin + count - 1)),
                 queries=_buffer(shape.head_dim, tiling.rows),
-                scores=_buffer(KEYS, tiling.rows),
-                sums=_buffer(tiling.rows, shape.head_dim),
-                top=_buffer(tiling.rows),
-                total=_buffer(tiling.rows),
-                best=_buffer(tiling.rows),
-                factor=_buffer(tiling.rows),
+                softmax=OnlineSoftmax.allocate(
+                    lanes=tiling.lanes, keys=KEYS, rows=tiling.rows, features=shape.head_dim
+                ),
                 position=T.alloc_buffer((tiling.queries,), "int32", layout=None),
                 unpacked=_buffer(KEYS, shape.head_dim) if shape.quantized else None,
             )
@@ -183,11 +170,11 @@ def _start(shape: AttentionShape, tiling: _Tiling, args: AttentionArguments, tas
         store(task.position, [span(part * lanes, lanes)], T.min(index, splat(T.int32(shape.max_len - 1), lanes)))
     with loop("column", tiling.heads * tiling.parts) as column:
         where = [span(column * lanes, lanes)]
-        store(task.top, where, splat(T.float32(LOWEST), lanes))
-        store(task.total, where, splat(T.float32(0), lanes))
+        store(task.softmax.top, where, splat(T.float32(LOWEST), lanes))
+        store(task.softmax.total, where, splat(T.float32(0), lanes))
     with loop("row", tiling.rows) as row:
         for (offset,) in vector_offsets(shape.head_dim, shape.value_lanes, 1):
-            store(task.sums, [row, span(offset, shape.value_lanes)], splat(T.float32(0), shape.value_lanes))
+            store(task.softmax.sums, [row, span(offset, shape.value_lanes)], splat(T.float32(0), shape.value_lanes))
     with loop("quad", tiling.rows // 4) as quad:
         head = let("head", task.head + quad * 4 // tiling.queries)
         # Queries that don't exist repeat the last one; their results are not used.
@@ -247,11 +234,11 @@ def _add_keys(
     if args.bias is not None:
         with loop("h", tiling.heads) as h, loop("i", task.count) as i, loop("j", keys) as j:
             bias = args.bias[task.head + h, start + j]
-            store(task.scores, [j, h * tiling.queries + i], bias)
+            store(task.softmax.scores, [j, h * tiling.queries + i], bias)
     if task.unpacked is not None:
         unpack(0)
     with loop("column", columns) as column:
-        store(task.best, [span(column * lanes, lanes)], splat(T.float32(LOWEST / 2), lanes))
+        store(task.softmax.best, [span(column * lanes, lanes)], splat(T.float32(LOWEST / 2), lanes))
     with loop("block", (keys + (tiling.score_keys - 1)) // tiling.score_keys) as block:
         # Keys beyond the last one don't exist: the last one is read in their place, and masked out.
         index = [let("key", T.min(block * tiling.score_keys + n, keys - 1)) for n in range(tiling.score_keys)]
@@ -272,53 +259,28 @@ def _add_keys(
                     where = span(offset, lanes)
                     score = shape.softcapped(product)
                     if args.bias is not None:
-                        score = score + task.scores[j, where]
+                        score = score + task.softmax.scores[j, where]
                     position = task.position[span(offset % tiling.queries, lanes)]
                     lowest = splat(T.float32(LOWEST), lanes)
                     masked = Select(splat(key, lanes) <= position, score, lowest)
                     if shape.window is not None:
                         masked = Select(position < splat(key + shape.window, lanes), masked, lowest)
                     masked = let("masked", masked)
-                    store(task.scores, [j, where], masked)
-                    store(task.best, [where], T.max(task.best[where], masked))
-    _weigh(tiling, task, keys)
+                    store(task.softmax.scores, [j, where], masked)
+                    store(task.softmax.best, [where], T.max(task.softmax.best[where], masked))
+    task.softmax.weigh(tiling.heads * tiling.parts, keys)
     if task.unpacked is not None:
         unpack(1)
     with loop("block", tiling.rows // tiling.value_rows) as block:
         for offsets in vector_offsets(shape.head_dim, shape.value_lanes, tiling.value_columns):
-            sums = outer_tile(
-                rows=tiling.value_rows,
-                offsets=offsets,
-                steps=keys,
-                lanes=shape.value_lanes,
-                weight=lambda m, j: task.scores[j, block * tiling.value_rows + m],
-                load=lambda j, d: element(1, j, d),
-                initial=lambda m, d: (
-                    task.sums[block * tiling.value_rows + m, d]
-                    * splat(task.factor[block * tiling.value_rows + m], shape.value_lanes)
-                ),
+            task.softmax.add_values(
+                tiling.value_rows,
+                block * tiling.value_rows,
+                offsets,
+                shape.value_lanes,
+                keys,
+                lambda j, d: element(1, j, d),
             )
-            for m in range(tiling.value_rows):
-                for offset, value in zip(offsets, sums[m], strict=True):
-                    store(task.sums, [block * tiling.value_rows + m, span(offset, shape.value_lanes)], value)
-
-
-def _weigh(tiling: _Tiling, task: _Task, keys: Any) -> None:
-    """Turn the scores of a tile of keys into weights ``exp(score - top)``, and update top, total and factor."""
-    lanes = tiling.lanes
-    with loop("column", tiling.heads * tiling.parts) as column:
-        where = span(column * lanes, lanes)
-        before = let("before", task.top[where])
-        # A query that sees none of the keys has a top far above LOWEST, so that its weights are 0.
-        after = let("after", T.max(before, task.best[where]))
-        store(task.top, [where], after)
-        factor = exponential_of_nonpositive(before - after, lanes, let)
-        store(task.factor, [where], factor)
-        store(task.total, [where], task.total[where] * factor)
-        with loop("j", keys) as j:
-            weight = exponential_of_nonpositive(task.scores[j, where] - after, lanes, let)
-            store(task.scores, [j, where], weight)
-            store(task.total, [where], task.total[where] + weight)
 
 
 def _finish(shape: AttentionShape, tiling: _Tiling, args: AttentionArguments, task: _Task) -> None:
@@ -326,7 +288,7 @@ def _finish(shape: AttentionShape, tiling: _Tiling, args: AttentionArguments, ta
     lanes = shape.value_lanes
     with loop("h", tiling.heads) as h, loop("i", task.count) as i:
         row = let("row", h * tiling.queries + i)
-        inverse = let("inverse", T.float32(1) / task.total[row])
+        inverse = let("inverse", T.float32(1) / task.softmax.total[row])
         for (offset,) in vector_offsets(shape.head_dim, lanes, 1):
-            value = task.sums[row, span(offset, lanes)] * splat(inverse, lanes)
+            value = task.softmax.sums[row, span(offset, lanes)] * splat(inverse, lanes)
             store(args.out, [task.b, task.begin + i, task.head + h, span(offset, lanes)], value)

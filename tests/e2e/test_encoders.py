@@ -8,8 +8,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from hwpq_tvm.errors import GenerationError
 
-from .encoders import compiled, minilm_folder, model_of
+from .encoders import compile_one, minilm_folder, model_of
 from .reference import reference_model
+from .side_by_side import compiled
 
 BUILDS = [
     ("minilm", "int8 weights"),
@@ -51,7 +52,7 @@ SENTENCES = [
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
     """(name, scheme) -> CompiledModel."""
-    with compiled(BUILDS, tmp_path_factory.mktemp("encoders")) as loader:
+    with compiled(compile_one, BUILDS, tmp_path_factory.mktemp("encoders")) as loader:
         yield loader
 
 

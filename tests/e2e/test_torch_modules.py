@@ -1,10 +1,5 @@
 """Vision models and plain modules, built: in float32 what torch computes, in int8 what the packed weights give."""
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from pathlib import Path
-from site import addsitedir
-
 import numpy as np
 import pytest
 import torch
@@ -18,10 +13,14 @@ from hwpq_tvm.compiler import plan
 from hwpq_tvm.errors import CalibrationError, GenerationError
 
 from .reference import reference_model
+from .side_by_side import compiled
 
-FLOAT = HWPQConfig(default=LayerScheme(sparsity=None, dtype="float32"))
-INT8 = HWPQConfig(default=LayerScheme(sparsity=None, dtype="int8"))
-SPARSE = HWPQConfig()
+SCHEMES = {
+    "float32": HWPQConfig(default=LayerScheme(sparsity=None, dtype="float32")),
+    "int8": HWPQConfig(default=LayerScheme(sparsity=None, dtype="int8")),
+    "2:4": HWPQConfig(),
+}
+BUILDS = [("resnet", "float32"), ("resnet", "int8"), ("vit", "float32"), ("vit", "2:4")]
 
 
 def resnet():
@@ -62,39 +61,26 @@ def images(size, batch, seed=0):
     return torch.randn(batch, 3, size, size, generator=generator)
 
 
-def build(name, config, path):
+def build(name, scheme, folder):
     torch.set_num_threads(1)
     make, size = MODELS[name]
     samples = [(images(size, 2, seed).numpy(),) for seed in (5, 6)]
     hwpq_tvm.build(
         make(),
         "cpu",
-        config=config,
+        config=SCHEMES[scheme],
         calibration=samples,
         example_inputs={"pixel_values": images(size, 2)},
         dynamic_shapes=SHAPES,
         progress=False,
-    ).save(path)
+    ).save(folder)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Model and configuration -> compiled model, which went through its folder."""
-    folder = tmp_path_factory.mktemp("vision")
-    asked = {
-        ("resnet", "float32"): FLOAT,
-        ("resnet", "int8"): INT8,
-        ("vit", "float32"): FLOAT,
-        ("vit", "2:4"): SPARSE,
-    }
-    # pytest finds `tests` by itself; the processes have to be told where it is.
-    root = str(Path(__file__).parents[2])
-    with ProcessPoolExecutor(2, get_context("spawn"), addsitedir, (root,)) as pool:
-        paths = {key: folder / f"{number}" for number, key in enumerate(asked)}
-        jobs = [pool.submit(build, key[0], config, paths[key]) for key, config in asked.items()]
-        for job in jobs:
-            job.result()
-    return {key: hwpq_tvm.load(path) for key, path in paths.items()}
+    """(Model, scheme) -> compiled model, which went through its folder."""
+    with compiled(build, BUILDS, tmp_path_factory.mktemp("vision")) as load:
+        yield {key: load(*key) for key in BUILDS}
 
 
 def logits(model, x):
@@ -105,18 +91,18 @@ def logits(model, x):
 @pytest.mark.parametrize("name", MODELS)
 def test_float32_is_what_torch_computes_for_any_batch(built, name):
     make, size = MODELS[name]
-    compiled, model = built[name, "float32"], make()
+    artefact, model = built[name, "float32"], make()
     results = []
     for batch in (1, 2, 5):
         x = images(size, batch, seed=batch)
         expected = logits(model, x)
         assert expected.std() > 0.1
-        found = compiled(x.numpy())
+        found = artefact(x.numpy())
         results.append((found, found.copy()))
         np.testing.assert_allclose(found, expected, atol=1e-4)
     # What was returned stays what it is in later calls.
     assert all(np.array_equal(*pair) for pair in results)
-    assert {layer["name"] for layer in compiled.report["layers"]} == {
+    assert {layer["name"] for layer in artefact.report["layers"]} == {
         module_name
         for module_name, module in model.named_modules()
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
@@ -126,11 +112,11 @@ def test_float32_is_what_torch_computes_for_any_batch(built, name):
 @pytest.mark.parametrize("key", [("resnet", "int8"), ("vit", "2:4")])
 def test_compressed_is_what_the_packed_weights_give(built, key):
     make, size = MODELS[key[0]]
-    compiled, model = built[key], make()
+    artefact, model = built[key], make()
     x = images(size, 3, seed=9)
-    expected = logits(reference_model(compiled, model), x)
-    np.testing.assert_allclose(compiled(x.numpy()), expected, atol=2e-3 * np.abs(expected).max())
-    report = compiled.report
+    expected = logits(reference_model(artefact, model), x)
+    np.testing.assert_allclose(artefact(x.numpy()), expected, atol=2e-3 * np.abs(expected).max())
+    report = artefact.report
     # Dense layers are rounded whatever their inputs are.
     assert report["calibration"].get("samples", 0) == (2 if key[1] == "2:4" else 0)
     assert all(layer["kernel"] and "int8" in layer["scheme"] for layer in report["layers"])
@@ -141,20 +127,20 @@ def test_compressed_is_what_the_packed_weights_give(built, key):
 
 
 def test_inputs_that_do_not_fit_are_named(built):
-    compiled = built["vit", "float32"]
-    assert compiled.manifest.entries["main"].inputs[0].shape == ("batch", 3, 24, 24)
+    artefact = built["vit", "float32"]
+    assert artefact.manifest.entries["main"].inputs[0].shape == ("batch", 3, 24, 24)
     with pytest.raises(
         GenerationError, match=r"input pixel_values is float64 of shape \(1, 3, 24, 24\): expected float32"
     ):
-        compiled(np.zeros((1, 3, 24, 24)))
+        artefact(np.zeros((1, 3, 24, 24)))
     with pytest.raises(GenerationError, match=r"expected float32 of shape \(batch, 3, 24, 24\)"):
-        compiled(np.zeros((1, 3, 24, 23), np.float32))
+        artefact(np.zeros((1, 3, 24, 23), np.float32))
     with pytest.raises(GenerationError, match="found 0 inputs, expected 1: pixel_values"):
-        compiled.run("main")
+        artefact.run("main")
     with pytest.raises(GenerationError, match="no entry 'prefill': expected main"):
-        compiled.run("prefill", np.zeros(3))
+        artefact.run("prefill", np.zeros(3))
     with pytest.raises(GenerationError, match=r"ViTForImageClassification\) is not a causal language model"):
-        list(compiled.generate([1, 2]))
+        list(artefact.generate([1, 2]))
 
 
 def test_plans_say_what_is_calibrated():

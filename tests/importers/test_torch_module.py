@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from hwpq_tvm.entry_specs import entry_spec
 from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.importers import import_model
 from hwpq_tvm.relax_passes.linears import find_linears
@@ -219,3 +220,24 @@ def test_other_refusals(module):
     half = torch.export.export(nn.Linear(2, 2).half(), (torch.zeros(1, 2, dtype=torch.float16),))
     with pytest.raises(ImportModelError, match=r"types that there are no kernels for: float16 .*module\.float\(\)"):
         import_model(half)
+
+
+class Branching(nn.Module):
+    """Computes something else for few rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.linear(x) if x.shape[0] >= 4 else x
+
+
+@pytest.mark.parametrize(("smallest", "expected"), [(4, {"n": 4}), (5, {"n": 5})])
+def test_limits_of_dimensions_are_those_that_were_traced(smallest, expected):
+    shapes = {"x": {0: Dim("n", min=smallest, max=9)}}
+    imported = import_model(Branching(), example_inputs=(torch.zeros(7, 6),), dynamic_shapes=shapes)
+    spec = entry_spec(imported.module["main"])
+    assert (spec.lower_bounds, spec.upper_bounds) == (expected, {"n": 9})
+    plain = import_model(Mixed(), example_inputs=inputs(), dynamic_shapes=SHAPES)
+    assert entry_spec(plain.module["main"]).lower_bounds == {}

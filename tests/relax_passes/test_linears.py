@@ -63,6 +63,28 @@ def test_ids_are_rows_of_the_tables_that_they_are_looked_up_in():
     assert looked_up_rows(Model["prefill"]) == {"ids": 11, "other": 9}
 
 
+@I.ir_module
+class FromTheEnd:
+    @R.function
+    def main(
+        ids: R.Tensor((3,), "int64"),
+        others: R.Tensor((3,), "int64"),
+        table: R.Tensor((11, 4), "float32"),
+        rows: R.Tensor((9, 4), "float32"),
+    ) -> R.Tensor((3, 4), "float32"):
+        R.func_attr({"num_input": 2})
+        with R.dataflow():
+            front = R.where(R.less(ids, R.const(0, "int64")), R.add(ids, R.const(11, "int64")), ids)
+            other = R.where(R.less(others, R.const(0, "int64")), R.add(ids, R.const(9, "int64")), others)
+            out = R.add(R.take(table, front, axis=0), R.take(rows, other, axis=0))
+            R.output(out)
+        return out
+
+
+def test_ids_that_may_count_from_the_end_are_looked_through():
+    assert looked_up_rows(FromTheEnd["main"]) == {"ids": 11}
+
+
 def test_the_output_projection_is_the_last_linear_before_the_first_output():
     function = Model["prefill"]
     assert {weight.name for weight in output_projections(function, find_linears(function))} == {"table"}

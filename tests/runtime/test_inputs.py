@@ -29,6 +29,14 @@ def test_what_fits_is_taken(shape):
     assert arrays[2].dtype == np.float32
 
 
+@pytest.mark.parametrize(("size", "limit"), [(2, "at least 3"), (6, "at most 5")])
+def test_sizes_have_to_be_within_their_limits(size, limit):
+    spec = EntrySpec((TensorSpec("x", ("n",), "int64"),), (), upper_bounds={"n": 5}, lower_bounds={"n": 3})
+    assert input_problems(spec, [np.zeros(4, np.int64)]) == []
+    expected = f"n is {size} in dimension 0 of x: the model was compiled for {limit}."
+    assert input_problems(spec, [np.zeros(size, np.int64)]) == [expected]
+
+
 @pytest.mark.parametrize("bad", [-1, 11])
 def test_ids_have_to_be_rows_of_their_table(bad):
     ids = np.array([[0, 10], [bad, 3]])

@@ -56,7 +56,8 @@ def test_equal_to_numpy(target: str, K: int, activation: str) -> None:
             run(*inputs, *out, *int8)
             quantized_rows.check(*int8, y)
             if returns_float:
-                assert (np.abs(out[0] - y) <= 3e-6 * np.abs(y).max(axis=-1, keepdims=True)).all()
+                # Far left the exponential multiplies the rounding of its argument by that argument.
+                assert (np.abs(out[0] - y) <= 1e-5 * np.abs(y).max(axis=-1, keepdims=True)).all()
 
 
 def test_far_out_numbers() -> None:
