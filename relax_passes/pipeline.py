@@ -14,6 +14,7 @@ from hwpq_tvm.schedules.registry import ScheduleChoice
 
 from .apply_schedules import ApplySchedules
 from .bound_memory import BoundMemory
+from .bounded_take import bounded_take
 from .drop_casts import DropCasts
 from .fuse_gate import FuseGate
 from .fuse_norm import FuseNorm
@@ -60,7 +61,7 @@ def optimise(mod: tvm.IRModule) -> tvm.IRModule:
             UseTopK(),
             # Sorts and sums so far, which have no TensorIR that legalisation knows.
             relax.backend.DispatchSortScan(),
-            relax.transform.LegalizeOps(),
+            relax.transform.LegalizeOps({"relax.take": bounded_take}),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FoldConstant(),
             relax.transform.FuseOps(),
