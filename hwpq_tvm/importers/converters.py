@@ -1,6 +1,6 @@
 """Operators of torch that TVM's importer lacks, or gets wrong: how each becomes Relax."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -144,10 +144,11 @@ def _extreme(operator: Callable[..., relax.Expr]) -> Callable[[fx.Node, Any], re
     """Convert the largest or smallest of some dimensions."""
 
     def convert(node: fx.Node, importer: Any) -> relax.Var:
-        x, *rest = node.args
-        dims, keepdim, *_ = (*rest, *(node.kwargs.get(name) for name in ("dim", "keepdim")[len(rest) :]))
-        axes = list(dims) if isinstance(dims, (list, tuple)) else dims
-        return importer.block_builder.emit(operator(importer.env[x], axes or None, bool(keepdim)))
+        x, *given = node.args
+        named: Mapping[str, Any] = dict(zip(("dim", "keepdim"), given, strict=False)) | node.kwargs
+        dims, keepdim = named.get("dim"), named.get("keepdim", False)
+        axes = [dims] if isinstance(dims, int) else list(dims or ())  # none are all
+        return importer.block_builder.emit(operator(importer.env[x], axes or None, keepdim))
 
     return convert
 

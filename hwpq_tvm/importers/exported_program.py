@@ -93,7 +93,8 @@ def export(
 
 def in_known_operators(program: ExportedProgram) -> ExportedProgram:
     """Take operators that can't be converted apart into others, where torch knows how."""
-    known, table, tried = _known(CONVERTERS), torch.export.default_decompositions(), set()
+    known, table = _known(CONVERTERS), torch.export.default_decompositions()
+    tried: set[Any] = set()
     while True:
         calls = {node.target for node in program.graph.nodes if node.op == "call_function"}
         unknown = {call for call in calls - tried if call.__name__ not in known and call in table}
