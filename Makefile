@@ -11,7 +11,8 @@ PIP_INSTALL ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_INSTALL) --constraint constraints.txt
-SOURCES := $(shell find hwpq_tvm schedules relax_passes tuning_logs -name "*.py" -o -name "*.txt" -o -name "*.json")
+SOURCES := $(shell find hwpq_tvm schedules relax_passes tuning_logs -name "*.py" -o -name "*.txt" -o -name "*.json" \
+	-o -name "*.css" -o -name "*.js")
 
 .PHONY: demo test bench clean
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .memory import available_memory
+from .progress import track
 from .runtime.tvm_runtime import aligned_empty, as_tensor, use_threads
 
 # Where Linux tells of every core, and of its caches.
@@ -52,7 +53,7 @@ def uncached_bytes() -> int:
     return wanted if wanted <= most else max(2**20, 1 << most.bit_length() - 1)
 
 
-def stream_bandwidth(threads: int, *, repeat: int = 5) -> float:
+def stream_bandwidth(threads: int, *, repeat: int = 5, progress: bool = False) -> float:
     """Measure the best read bandwidth of this machine: several far-apart streams for each thread, with prefetching.
 
     Parameters
@@ -61,6 +62,8 @@ def stream_bandwidth(threads: int, *, repeat: int = 5) -> float:
         Threads that read.
     repeat
         Passes over memory of each way to read that is tried.
+    progress
+        Whether to show progress on stderr (never when stderr is no terminal).
 
     Returns
     -------
@@ -70,7 +73,7 @@ def stream_bandwidth(threads: int, *, repeat: int = 5) -> float:
     data = aligned_empty(uncached_bytes() // 4 * 4)
     data[:] = 1  # pages that were never written are all one page, which stays in the cache
     use_threads(threads)
-    return max(_bytes_per_second(data, threads, *way, repeat) for way in _WAYS)
+    return max(_bytes_per_second(data, threads, *way, repeat) for way in track(_WAYS, "memory bandwidth", progress))
 
 
 def _bytes_per_second(data: np.ndarray, threads: int, streams: int, prefetch: int, repeat: int) -> float:

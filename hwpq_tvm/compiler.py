@@ -1,6 +1,7 @@
 """`build`: a model in, a compiled model out. The phases stand below one after the other."""
 
 import functools
+import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ from .schedules.records import TuningRecords
 from .stages import compress_model
 from .targets import check_native, cpu_features, cpu_part, resolve_target
 from .tuning.logs import find_records
+
+logger = logging.getLogger(__name__)
 
 
 def build(
@@ -277,7 +280,9 @@ class _Clock:
     def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+        logger.info("%s: %.1f s", phase, seconds)
 
 
 def _folder(path: "str | Path", option: str) -> Path:

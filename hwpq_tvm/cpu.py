@@ -109,6 +109,12 @@ def _kernel_flags() -> frozenset[str] | None:
     return None
 
 
+def found_features() -> frozenset[str]:
+    """Features of this CPU (LLVM's names), whether or not code is compiled for them; empty where nobody tells."""
+    flags, names = _kernel_flags() or frozenset(), _NAMES.get(architecture(), {})
+    return frozenset(feature for feature, flag in names.items() if flag in flags)
+
+
 def missing_features(required: Iterable[str]) -> tuple[str, ...]:
     """Those of `required` (LLVM's names) that this CPU lacks; empty where the operating system does not tell."""
     flags, names = _kernel_flags(), _NAMES.get(architecture(), {})

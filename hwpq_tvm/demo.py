@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -48,7 +49,9 @@ class _Artifact:
         return sum(file.stat().st_size for file in self.path.iterdir())
 
 
-def run_demo(work_dir: Path, console: Console, *, threads: int | None = None) -> None:
+def run_demo(
+    work_dir: Path, console: Console, notes: Console, *, threads: int | None = None, progress: bool = True
+) -> dict[str, dict[str, Any]]:
     """Build what is not built yet, measure everything, and let the compressed models write.
 
     Parameters
@@ -57,8 +60,17 @@ def run_demo(work_dir: Path, console: Console, *, threads: int | None = None) ->
         Folder in which artefacts are kept for the next run.
     console
         Where the results go.
+    notes
+        Where it is told which models are built, and which are there.
     threads
         Threads to run with; by default every core of this machine.
+    progress
+        Whether to show progress on stderr (never when stderr is no terminal).
+
+    Returns
+    -------
+    dict
+        Name of a model -> what was measured of it, as a JSON value; sizes in bytes.
 
     Raises
     ------
@@ -67,22 +79,23 @@ def run_demo(work_dir: Path, console: Console, *, threads: int | None = None) ->
     """
     source = find_model()
     console.print(f"model: {source.name} ({megabytes(source.stat().st_size)})", markup=False)
-    artifacts = {name: _artifact(work_dir, name, source, threads, console) for name in _CONFIGS}
+    options: dict[str, Any] = {"notes": notes, "threads": threads, "progress": progress}
+    artifacts = {name: _artifact(work_dir, name, source, **options) for name in _CONFIGS}
     models = {}
     for name, artifact in artifacts.items():
         try:
             models[name] = load(artifact.path)
         except ArtifactError as error:
-            console.print(f"{name}: {error}", markup=False)
-            artifacts[name] = _artifact(work_dir, name, source, threads, console, reuse=False)
+            notes.print(f"{name}: {error}", markup=False)
+            artifacts[name] = _artifact(work_dir, name, source, reuse=False, **options)
             models[name] = load(artifacts[name].path)
     if threads is not None:
         for model in models.values():
             model.threads = threads
 
-    text = _evaluation_text()
-    quality = {name: evaluate.perplexity(model, text) for name, model in models.items()}
-    speed = benchmark.compare(models, repeat=3)
+    text = evaluate.evaluation_text()
+    quality = {name: evaluate.perplexity(model, text, progress=progress) for name, model in models.items()}
+    speed = benchmark.compare(models, repeat=3, progress=progress)
     console.print(_table(models, artifacts, quality, speed), soft_wrap=False)
     read, run = quality[_FLOAT32], speed[_FLOAT32]
     console.print(
@@ -96,6 +109,17 @@ def run_demo(work_dir: Path, console: Console, *, threads: int | None = None) ->
         if name == _SPARSE:
             console.print(_why(models[name], quality), markup=False)
         _answer(models[name], console)
+    return {
+        name: {
+            "size": artifact.size(),
+            "bits_per_weight": models[name].report["model"]["bits_per_weight"],
+            "build_seconds": artifact.build_seconds,
+            "built_now": artifact.built_now,
+            "quality": quality[name].to_json(),
+            "speed": speed[name].to_json(),
+        }
+        for name, artifact in artifacts.items()
+    }
 
 
 def find_model() -> Path:
@@ -116,13 +140,15 @@ def find_model() -> Path:
     return files[0]
 
 
-def _evaluation_text() -> str:
-    """A short public-domain text, which calibration does not see."""
-    return (Path(__file__).parent / "data" / "evaluation.txt").read_text(encoding="utf-8")
-
-
 def _artifact(
-    work_dir: Path, name: str, source: Path, threads: int | None, console: Console, *, reuse: bool = True
+    work_dir: Path,
+    name: str,
+    source: Path,
+    *,
+    notes: Console,
+    threads: int | None,
+    progress: bool,
+    reuse: bool = True,
 ) -> _Artifact:
     """The artefact of one variant: the one that is there when it was built from the same things, else a new one."""
     path = work_dir / name.replace(":", "").replace(" ", "-")
@@ -131,16 +157,16 @@ def _artifact(
     try:
         known = json.loads(note.read_text())
         if reuse and known["key"] == key and path.is_dir():
-            console.print(f"{name}: built before, taken from {path}", markup=False)
+            notes.print(f"{name}: built before, taken from {path}", markup=False)
             return _Artifact(path, known["build_seconds"], built_now=False)
     except (OSError, ValueError, KeyError):
         pass  # nothing usable is there
 
     from .compiler import build
 
-    console.print(f"{name}: building", markup=False)
+    notes.print(f"{name}: building", markup=False)
     start = time.perf_counter()
-    model = build(source, "cpu", config=_CONFIGS[name], max_seq_len=_MAX_SEQ_LEN, threads=threads)
+    model = build(source, "cpu", config=_CONFIGS[name], max_seq_len=_MAX_SEQ_LEN, threads=threads, progress=progress)
     seconds = time.perf_counter() - start
     note.unlink(missing_ok=True)
     model.save(path)

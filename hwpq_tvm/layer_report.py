@@ -17,6 +17,7 @@ from .relax_passes.plan import LinearPlan, Plan
 from .schedules.cuda.report import predicted
 from .schedules.kernel_attr import description
 from .schedules.layouts import mma
+from .schedules.linear_workload import LinearWorkload, tokens_to_tune
 from .schedules.records import TuningRecords
 from .schedules.registry import ScheduleChoice
 from .stages import CalibrationSummary
@@ -106,6 +107,7 @@ def build_report(
         entry["kernel"] = {phase: choices[name].kernel for phase, name in called.items()}
         entry["schedule"] = {phase: choices[name].schedule for phase, name in called.items()}
         entry["record"] = {phase: choices[name].record for phase, name in called.items() if choices[name].record}
+        entry["tuned"] = _tuned([mod[name] for name in called.values()], records)
         entry["predicted"] = {phase: predictions[name] for phase, name in called.items() if predictions[name]}
         if (found := layer_statistics(layer, compressed, calibrated=layer.name in calibrated.observed)) is not None:
             statistics[layer.name] = found
@@ -166,6 +168,7 @@ def _layer(layer: LinearPlan, rivals: Times) -> dict[str, Any]:
         "kernel": None,
         "schedule": None,
         "record": {},
+        "tuned": {},
         "predicted": {},
         "rivals": {
             str(tokens): {label: round(1e6 * seconds, 2) for label, seconds in times.items()}
@@ -256,6 +259,18 @@ def _kernels(mod: tvm.IRModule, entries: tuple[str, ...]) -> dict[str, dict[str,
                     per_entry = found.setdefault(str(argument.name), {})
                     if op == "linear" or entry not in per_entry:
                         per_entry[entry] = name
+    return found
+
+
+def _tuned(kernels: Sequence[tirx.PrimFunc], records: TuningRecords) -> dict[str, dict[str, float]]:
+    """Number of tokens -> microseconds of a layer's kernel by default and as its record has it, where they differ."""
+    linears = [kernel for kernel in kernels if (description(kernel) or {}).get("op") == "linear"]
+    found = {}
+    for kernel in linears:
+        for tokens in tokens_to_tune(kernel):
+            if times := records.gain(LinearWorkload.of(kernel, tokens)):
+                default, tuned = (round(1e6 * seconds, 2) for seconds in times)
+                found[str(tokens)] = {"default": default, "tuned": tuned}
     return found
 
 

@@ -21,6 +21,16 @@ def available_memory() -> int:
     return max(min(found, int(limit) - int(used) + files), 0)
 
 
+def total_memory() -> int:
+    """Bytes of this machine's memory, or of its control group's where that is less."""
+    found = _field(_MACHINE, "MemTotal")
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+    except OSError:
+        return found
+    return found if limit == "max" else min(found, int(limit))
+
+
 def default_memory_budget() -> int:
     """Bytes that Gram matrices and resident weights may take where nobody says: half of what is available."""
     return available_memory() // 2

@@ -31,11 +31,11 @@ def layer_table(report: Mapping[str, Any]) -> Table:
             _number(layer.get("sqnr_db"), 1),
             _number(layer.get("zeros"), 3),
             _number(layer.get("seconds"), 2),
-            _scheme(layer),
-            _kernels(layer),
+            scheme_text(layer),
+            kernels_text(layer),
             *([_predictions(layer)] if has_predictions else []),
             *([_rivals(layer)] if has_rivals else []),
-            "; ".join([*filter(None, [layer.get("skipped"), layer.get("chosen")]), *(layer.get("warnings") or ())]),
+            note_text(layer),
         )
         table.add_row(*map(escape, cells))  # patterns of a configuration have brackets, which rich would read
     return table
@@ -67,6 +67,7 @@ def model_lines(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"resumed: {report['resumed_groups']} groups of layers were taken from the build that was stopped")
     if report.get("reconstruction"):
         lines.append(f"reconstruction: {report['reconstruction']}")
+    lines += [f"choice: {line}" for line in (report.get("choice") or {}).get("verdict") or ()]
     lines += _tuning(report.get("tuning") or {})
     if seconds := report.get("seconds"):
         phases = ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
@@ -113,7 +114,12 @@ def megabytes(count: float) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
-def _scheme(layer: Mapping[str, Any]) -> str:
+def note_text(layer: Mapping[str, Any]) -> str:
+    """Why a layer is as it is, and what there is to warn of."""
+    return "; ".join([*filter(None, [layer.get("skipped"), layer.get("chosen")]), *(layer.get("warnings") or ())])
+
+
+def scheme_text(layer: Mapping[str, Any]) -> str:
     """Scheme of a layer with the method by which its kept weights were adjusted."""
     method = layer.get("reconstruct")
     return layer["scheme"] + (f", {method}" if method not in (None, "none") else "")
@@ -123,15 +129,15 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _kernels(layer: Mapping[str, Any]) -> str:
-    """Kernels of a layer with the schedule of each, entries that share both named once."""
+def kernels_text(layer: Mapping[str, Any], *, records: bool = True) -> str:
+    """Kernels of a layer with the schedule of each, and by which records; entries that share them named once."""
     kernels, schedules = layer.get("kernel"), layer.get("schedule")
     if not isinstance(kernels, Mapping):
         return f"{kernels} ({schedules})" if kernels else ""
     schedules = schedules if isinstance(schedules, Mapping) else dict.fromkeys(kernels, schedules)
-    records = layer.get("record") or {}
+    used = (layer.get("record") or {}) if records else {}
     origins = {
-        entry: f"{schedules.get(entry)} by {records[entry]}" if entry in records else schedules.get(entry)
+        entry: f"{schedules.get(entry)} by {used[entry]}" if entry in used else schedules.get(entry)
         for entry in kernels
     }
     return ", ".join(dict.fromkeys(f"{kernels[entry]} ({origins[entry]})" for entry in kernels))

@@ -146,7 +146,7 @@ def compress_model(
             if data is not None:
                 with clock("calibrate"):
                     with_gram = {group.input for group in together if group.needs_gram}
-                    seen = _observe(imported, todo, with_gram, data, source, memory_budget, threads, progress)
+                    seen = observe_inputs(imported, todo, with_gram, data, source, memory_budget, threads, progress)
                 squares, grams = seen.squares, seen.grams
                 summary.passes, summary.peak_bytes = summary.passes + 1, seen.peak_bytes
                 del seen
@@ -159,7 +159,7 @@ def compress_model(
     return summary
 
 
-def _observe(
+def observe_inputs(
     imported: ImportedModel,
     groups: Sequence[LinearGroup],
     with_gram: Collection[str],
@@ -169,7 +169,21 @@ def _observe(
     threads: int,
     progress: bool,
 ) -> Observation:
-    """Collect Gram matrices of the inputs `with_gram`, whose diagonals are their squares, and the others' squares."""
+    """Collect Gram matrices of the inputs `with_gram`, whose diagonals are their squares, and the others' squares.
+
+    Parameters
+    ----------
+    imported
+        The float model.
+    groups
+        Packed groups whose inputs are observed; those on one input share what is found.
+    with_gram
+        Names of the inputs (`LinearGroup.input`) whose Gram matrices are asked for.
+    data
+        What the model is calibrated on.
+    source, memory_budget, threads, progress
+        As for `calibration.observe`.
+    """
     linears = [group for group in groups if group.is_linear]
     seen = observe(
         imported,

@@ -117,6 +117,27 @@ class TuningRecords:
             self._best[workload] = self._find(workload)
         return self._best[workload]
 
+    def gain(self, workload: LinearWorkload) -> tuple[float, float] | None:
+        """Look up what a kernel takes by default and as its record has it.
+
+        Returns
+        -------
+        Two medians in seconds, of one folder and with the same evidence, measured; None where the default is used, or
+        there are no such records.
+        """
+        best = self.best(workload)
+        if best is None or self._target is None or best.evidence == Evidence.PREDICTED:
+            return None
+        default = registry.space(workload, self._target)[0]
+        for folder in self._folders:
+            ranked = folder.linears.get(workload, ())
+            if best in ranked and best.parameters != default:
+                times = [
+                    each.median for each in ranked if each.parameters == default and each.evidence == best.evidence
+                ]
+                return (times[0], best.median) if times else None
+        return None
+
     def plan(self, func: PrimFunc, target: Target) -> tuple[Plan, str] | None:
         """Choose the parameters of a linear by its records.
 

@@ -179,7 +179,7 @@ AUTO = HWPQConfig(default=LayerScheme(sparsity="auto"))
 
 
 def log_times(folder, target, seconds):
-    """Write records of every linear of a tiny Llama, both formats: none has the default's parameters.
+    """Write records of every linear of a tiny Llama, both formats, and of its defaults, which take twice as long.
 
     `seconds(K, M)` gives the time of 2:4; dense always takes 1 s.
     """
@@ -188,9 +188,10 @@ def log_times(folder, target, seconds):
         for out_features, K in [((36, 12, 12), 36), ((36,), 36), ((44, 44), 36), ((36,), 44)]:
             for (sparsity, each), M in product(formats.items(), (1, *BUCKETS)):
                 workload = LinearWorkload.of(each.linear((1, M), sum(map(each.rows, out_features)), K))
-                point = registry.space(workload, target)[-1]
+                points = registry.space(workload, target)
                 time = seconds(K, M) if sparsity else 1.0
-                database.commit(workload, point, [time], Evidence.MEASURED)
+                for point, slower in ((points[0], 2), (points[-1], 1)):
+                    database.commit(workload, point, [slower * time], Evidence.MEASURED)
 
 
 def test_tuning_logs_choose_formats_and_kernels(tmp_path):
@@ -205,12 +206,14 @@ def test_tuning_logs_choose_formats_and_kernels(tmp_path):
     assert (down["scheme"], q["scheme"]) == ("dense int8", "2:4 int8")
     assert down["chosen"].startswith("auto chose dense: 130000.00 ms of a request in 2:4, 65000.00 ms dense")
     assert q["rivals"]["1"] == {"sparse24_int8": 5e5, "dense_int8": 1e6}
+    assert q["tuned"]["1"] == {"default": 1e6, "tuned": 5e5}
+    assert set(q["tuned"]) == {"1", "4", "16", "64", "256"}
     assert q["warnings"] == ["2:4 does not pay at M = 256"]
     assert down["warnings"] == []
     assert q["schedule"] == down["schedule"] == {"prefill": "tuned", "decode": "tuned"}
     assert q["record"] == {"prefill": "log: 4, 16, 64, 256 tokens", "decode": "log: 1 token"}
     assert layers["lm_head"]["schedule"] == {"prefill": "default", "decode": "default"}
-    assert layers["lm_head"]["record"] == layers["lm_head"]["rivals"] == {}
+    assert layers["lm_head"]["record"] == layers["lm_head"]["rivals"] == layers["lm_head"]["tuned"] == {}
     assert "12 layers at M = 256" in "".join(model.report["warnings"])
     assert model.report["tuning"] == {
         "kernels": 8,

@@ -46,8 +46,15 @@ def test_features_are_read_from_the_kernel(monkeypatch, tmp_path, architecture, 
     assert cpu.missing_features([required]) == missing
 
 
+def test_what_this_cpu_has_goes_by_names_of_llvm(monkeypatch):
+    monkeypatch.setattr(cpu, "architecture", lambda: "x86_64")
+    monkeypatch.setattr(cpu, "_kernel_flags", lambda: frozenset({"fpu", "avx2", "avx512_vnni", "amx_int8"}))
+    assert cpu.found_features() == {"avx2", "avx512vnni", "amx-int8"}
+
+
 def test_nothing_is_missing_where_nobody_tells(monkeypatch, tmp_path):
     monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "absent")
+    assert cpu.found_features() == frozenset()
     assert cpu.missing_features(["avx512vnni", "dotprod"]) == ()
 
 

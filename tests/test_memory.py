@@ -40,6 +40,17 @@ def test_available_without_a_control_group(tmp_path, monkeypatch):
     assert memory.available_memory() == 3000 * 1024
 
 
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("max", 99999999 * 1024), (str(2**20), 2**20), (str(2**50), 99999999 * 1024)]
+)
+def test_total_is_the_machine_or_the_control_group(tmp_path, monkeypatch, limit, expected):
+    monkeypatch.setattr(memory, "_MACHINE", meminfo(tmp_path, 3000))
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert memory.total_memory() == 99999999 * 1024
+    (tmp_path / "memory.max").write_text(limit + "\n")
+    assert memory.total_memory() == expected
+
+
 def test_the_peak_is_of_this_process_and_stays():
     def touch(nbytes):
         return np.ones(nbytes // 8).nbytes

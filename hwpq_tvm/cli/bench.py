@@ -3,26 +3,29 @@
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .common import (
     ARTIFACT_HELP,
     Verbs,
+    add_json,
     add_threads,
     add_verb,
     error_console,
-    load_artifact,
+    load_artifacts,
     output_console,
     write_json,
 )
 
-if TYPE_CHECKING:
-    from ..runtime.compiled_model import CompiledModel
+EXAMPLES = """\
+hwpq bench DIR
+hwpq bench DIR OTHER_DIR --repeat 7 --json FILE.json
+hwpq bench DIR --context 32,1024 --new-tokens 32 --profile"""
 
 
 def add_parser(verbs: Verbs, common: argparse.ArgumentParser) -> None:
     """Add the verb."""
-    parser = add_verb(verbs, common, "bench", "measure prefill and decode speed", bench)
+    parser = add_verb(verbs, common, "bench", "measure prefill and decode speed", bench, examples=EXAMPLES)
     parser.add_argument(
         "artifacts", nargs="+", metavar="DIR", type=Path, help=f"{ARTIFACT_HELP}; several are measured in turns"
     )
@@ -51,7 +54,7 @@ def add_parser(verbs: Verbs, common: argparse.ArgumentParser) -> None:
         default=True,
         help="measure how fast this machine reads memory, to compare with (default)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here too")
+    add_json(parser)
 
 
 def bench(options: argparse.Namespace) -> None:
@@ -60,18 +63,19 @@ def bench(options: argparse.Namespace) -> None:
     from ..report import megabytes
     from ..speed_report import memory_line, profile_line, profile_table, speed_table
 
-    models = _load(options.artifacts, options.threads)
+    models = load_artifacts(options)
     results = compare(
         models,
         prompt_lengths=options.prompt_length,
         contexts=options.context,
         new_tokens=options.new_tokens,
         repeat=options.repeat,
+        progress=not options.quiet,
     )
     # The compiler and the memory that it is tried on come after the peak of the models' own memory was read.
     threads = {result.threads for result in results.values() if result.device == "cpu"}
-    stream = _stream_bandwidths(threads) if options.bandwidth else {}
-    console = output_console()
+    stream = _stream_bandwidths(threads, options) if options.bandwidth else {}
+    console = output_console(options)
     console.print(speed_table(results, stream), soft_wrap=False)
     for count, rate in stream.items():
         console.print(f"this machine reads {rate / 1e9:.1f} GB/s with {count} threads", markup=False)
@@ -97,8 +101,7 @@ def bench(options: argparse.Namespace) -> None:
                 console.print(f"\n{titles[phase]}: {profile_line(found)}{waits}", markup=False)
                 console.print(profile_table(found), soft_wrap=False)
             values[name]["profile"] = {phase: found.to_json() for phase, found in profiles.items()}
-    if options.json:
-        write_json(options.json, next(iter(values.values())) if len(values) == 1 else {"models": values})
+    write_json(options.json, next(iter(values.values())) if len(values) == 1 else {"models": values})
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -110,32 +113,21 @@ def _numbers(text: str) -> tuple[int, ...]:
         ) from error
 
 
-def _load(paths: Iterable[Path], threads: int | None) -> "dict[str, CompiledModel]":
-    """Models by path; one that is named twice is measured twice, to see how much a measurement is worth."""
-    models: dict[str, CompiledModel] = {}
-    for path in paths:
-        name, count = str(path), 1
-        while name in models:
-            count += 1
-            name = f"{path} ({count})"
-        models[name] = load_artifact(path, threads)
-    return models
-
-
-def _stream_bandwidths(threads: Iterable[int]) -> dict[int, float]:
+def _stream_bandwidths(threads: Iterable[int], options: argparse.Namespace) -> dict[int, float]:
     """Read bandwidth in bytes per second by number of threads; empty, with a word, where it can't be measured."""
     from ..bandwidth import stream_bandwidth
     from ..errors import HwpqError
 
+    notes = error_console(options)
     try:
-        return {count: stream_bandwidth(count) for count in sorted(threads)}
+        return {count: stream_bandwidth(count, progress=not options.quiet) for count in sorted(threads)}
     except (ImportError, OSError) as error:
-        error_console().print(
+        notes.print(
             f"memory bandwidth is not measured, because TVM's compiler can't be loaded ({error}). "
             "Run: pip install apache-tvm, or use --no-bandwidth",
             markup=False,
         )
     # What was measured before must not be lost with it.
     except (HwpqError, MemoryError, RuntimeError) as error:
-        error_console().print(f"memory bandwidth is not measured: {type(error).__name__}: {error}", markup=False)
+        notes.print(f"memory bandwidth is not measured: {type(error).__name__}: {error}", markup=False)
     return {}

@@ -16,16 +16,58 @@ if TYPE_CHECKING:
 
 ARTIFACT_HELP = "folder that `hwpq build --out` wrote"
 
+# What --json takes for a file.
+STDOUT = Path("-")
+
+# Exit code of a verb that was asked a question whose answer is no.
+ANSWER_IS_NO = 3
+
 Verbs = Any  # argparse's type of what add_subparsers returns is private
 
 
 def add_verb(
-    verbs: Verbs, common: argparse.ArgumentParser, name: str, summary: str, call: Callable[[argparse.Namespace], None]
+    verbs: Verbs,
+    common: argparse.ArgumentParser,
+    name: str,
+    summary: str,
+    call: Callable[[argparse.Namespace], int | None],
+    *,
+    examples: str,
 ) -> argparse.ArgumentParser:
-    """Add a verb that runs `call` on the parsed options."""
-    parser: argparse.ArgumentParser = verbs.add_parser(name, parents=[common], help=summary, description=summary)
+    """Add a verb that runs `call` on the parsed options.
+
+    Parameters
+    ----------
+    verbs, common
+        Where it is added, and the parser of the options that all verbs have.
+    name, summary
+        Its word, and what it does in a line.
+    call
+        What runs it; it returns the exit code, or None for 0.
+    examples
+        Commands, one a line, for the end of its --help.
+    """
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        parents=[common],
+        help=summary,
+        description=summary,
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples.splitlines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # an option that comes later must not change what a script means
+    )
     parser.set_defaults(call=call)
     return parser
+
+
+def add_json(parser: argparse.ArgumentParser, what: str = "the result") -> None:
+    """Add --json, for `write_json`."""
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help=f"write {what} to FILE as JSON; - is stdout, where nothing else is written then",
+    )
 
 
 def add_artifact(parser: argparse.ArgumentParser) -> None:
@@ -46,36 +88,58 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 def load_model(options: argparse.Namespace) -> "CompiledModel":
     """Load the artefact that `add_artifact` added, and set its threads."""
-    return load_artifact(options.artifact, options.threads)
+    return load_artifact(options.artifact, options)
 
 
-def load_artifact(path: Path, threads: int | None) -> "CompiledModel":
-    """Load an artefact with a progress bar, and set its threads."""
+def load_artifact(path: Path, options: argparse.Namespace) -> "CompiledModel":
+    """Load an artefact with a progress bar, and set the threads that `add_threads` added."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     from ..runtime.artifact import load
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=error_console(), transient=True, disable=not sys.stderr.isatty()) as bar:
+    hidden = options.quiet or not sys.stderr.isatty()
+    with Progress(*columns, console=error_console(options), transient=True, disable=hidden) as bar:
         task = bar.add_task(f"load {path}", total=None)
         model = load(path, progress=lambda done, total: bar.update(task, completed=done, total=total))
-    if threads is not None:
-        model.threads = threads
+    if options.threads is not None:
+        model.threads = options.threads
     return model
 
 
-def error_console() -> "Console":
-    """Console on stderr."""
+def load_artifacts(options: argparse.Namespace) -> "dict[str, CompiledModel]":
+    """Models of `options.artifacts` by path; one that is named twice is there twice, the second time as "PATH (2)"."""
+    models: dict[str, CompiledModel] = {}
+    for path in options.artifacts:
+        name, count = str(path), 1
+        while name in models:
+            count += 1
+            name = f"{path} ({count})"
+        models[name] = load_artifact(path, options)
+    return models
+
+
+def error_console(options: argparse.Namespace) -> "Console":
+    """Console on stderr, for notes; silent with --quiet."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=True, quiet=options.quiet)
 
 
-def output_console() -> "Console":
-    """Console on stdout: plain, and wide enough for any table, where that is no terminal."""
+def output_console(options: argparse.Namespace) -> "Console":
+    """Console on stdout, for results: plain, and wide enough for any table, where that is no terminal.
+
+    It is silent with `--json -`, which takes stdout for itself.
+    """
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
+    width = None if sys.stdout.isatty() else 240
+    return Console(highlight=False, soft_wrap=True, width=width, quiet=json_to_stdout(options))
+
+
+def json_to_stdout(options: argparse.Namespace) -> bool:
+    """Whether stdout is for JSON only; so it is with `--json -`."""
+    return getattr(options, "json", None) == STDOUT
 
 
 def read_text(path: Path) -> str:
@@ -88,9 +152,18 @@ def read_text(path: Path) -> str:
         raise HwpqError(f"{path}: is not UTF-8 text. Convert it, or name another file.") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file; HwpqError when it can't be written."""
+def write_json(path: Path | None, value: Any) -> None:
+    """Write what --json asks for: a file, stdout for `-`, nothing for None; HwpqError when it can't be written."""
+    text = json.dumps(value, indent=2) + "\n"
+    if path == STDOUT:
+        sys.stdout.write(text)
+    elif path is not None:
+        write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file; HwpqError when it can't be written."""
     try:
-        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise HwpqError(f"{path}: can't be written ({error.strerror}). Name another file.") from error

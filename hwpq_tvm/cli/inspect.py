@@ -1,46 +1,85 @@
-"""`hwpq inspect`: what an artefact holds."""
+"""`hwpq inspect`: what artefacts hold, on the terminal, as JSON, as an HTML page and as pictures."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from .common import Verbs, add_verb, output_console, write_json
+from .common import (
+    ARTIFACT_HELP,
+    Verbs,
+    add_json,
+    add_threads,
+    add_verb,
+    error_console,
+    load_artifact,
+    output_console,
+    write_json,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from ..inspection.artifact_facts import Artifact
+    from ..inspection.speeds import Speeds
+
+EXAMPLES = """\
+hwpq inspect DIR
+hwpq inspect DIR --html report.html
+hwpq inspect DIR --measure --html report.html --png pictures
+hwpq inspect DIR OTHER_DIR --html comparison.html
+hwpq inspect DIR --bench bench.json --json report.json"""
 
 
 def add_parser(verbs: Verbs, common: argparse.ArgumentParser) -> None:
     """Add the verb."""
-    parser = add_verb(verbs, common, "inspect", "show what was done to each layer", inspect)
-    parser.add_argument("artifact", metavar="DIR", type=Path, help="folder that `hwpq build --out` wrote")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here too")
+    summary = "show what was done to each layer and what it cost; compare artefacts"
+    parser = add_verb(verbs, common, "inspect", summary, inspect, examples=EXAMPLES)
+    parser.add_argument("artifacts", nargs="+", metavar="DIR", type=Path, help=f"{ARTIFACT_HELP}; several are compared")
+    add_json(parser, "the report")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report with pictures as one HTML page")
+    parser.add_argument("--png", type=Path, metavar="DIR", help="write the pictures into this folder, light and dark")
+    speeds = parser.add_mutually_exclusive_group()
+    speeds.add_argument(
+        "--measure", action="store_true", help="measure speeds, and where a decode step's time goes, here and now"
+    )
+    speeds.add_argument(
+        "--bench", type=Path, metavar="FILE", help="take speeds from what `hwpq bench --json FILE` wrote"
+    )
+    add_threads(parser)
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """Print the table of the layers and the figures of the model; nothing of the artefact is run."""
-    from ..report import layer_table, model_lines
-    from ..runtime.artifact import read_manifest, read_report
+    """Show what artefacts say of themselves; nothing of them is run unless speeds are to be measured."""
+    from ..inspection.artifact_facts import read_artifacts
+    from ..inspection.inspection import Inspection
+    from ..inspection.pictures import require_matplotlib
+    from ..inspection.terminal import show
 
-    manifest, report = read_manifest(options.artifact), read_report(options.artifact)
-    console = output_console()
-    console.print(layer_table(report), soft_wrap=False)
-    console.print(f"target: {_target(manifest.target)}", markup=False)
-    console.print(f"built with: hwpq_tvm {manifest.hwpq_tvm_version}, TVM {manifest.tvm_version}", markup=False)
-    for line in model_lines(report):
-        console.print(line, markup=False)
-    if options.json:
-        about = {
-            "hwpq_tvm_version": manifest.hwpq_tvm_version,
-            "tvm_version": manifest.tvm_version,
-            "target": manifest.target,
-            "required_features": manifest.required_features,
-            "config": manifest.config,
-            "source": manifest.source,
-        }
-        write_json(options.json, {**report, **about})
+    artifacts = read_artifacts(options.artifacts)
+    if options.html or options.png:
+        require_matplotlib()  # before minutes of measuring
+    inspection = Inspection(tuple(artifacts), _speeds(options, artifacts))
+    show(inspection, output_console(options))
+    write_json(options.json, inspection.to_json())
+    written = []
+    if options.html:
+        from ..inspection.page import html_page
+
+        write_text(options.html, html_page(inspection))
+        written.append(options.html)
+    if options.png:
+        from ..inspection.pictures import THEMES, write_png
+
+        written += [write_png(picture, theme, options.png) for picture in inspection.pictures() for theme in THEMES]
+    for path in written:
+        error_console(options).print(f"wrote {path}", markup=False, highlight=False)
 
 
-def _target(target: Mapping[str, Any]) -> str:
-    """A target in a line, with that of the host code behind a GPU's."""
-    named = [f"{key} {target[key]}" for key in ("arch", "mtriple", "mcpu", "num-cores") if key in target]
-    host = f", host {_target(target['host'])}" if "host" in target else ""
-    return f"{target.get('kind')} ({', '.join(named)}){host}"
+def _speeds(options: argparse.Namespace, artifacts: "list[Artifact]") -> "Speeds | None":
+    from ..inspection.speeds import measure, read_speeds
+
+    if options.bench:
+        return read_speeds(options.bench, artifacts)
+    if not options.measure:
+        return None
+    models = {artifact.label: load_artifact(artifact.path, options) for artifact in artifacts}
+    return measure(models, progress=not options.quiet)

@@ -3,24 +3,35 @@
 import argparse
 import re
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .common import Verbs, add_verb, output_console, write_json
+from .common import Verbs, add_json, add_verb, output_console, write_json
 from .config_options import add_config_options, config_of
 
 if TYPE_CHECKING:
     from ..tuning.report import TuningReport
 
 # What is of a job, and not of a server or a merge (schemes and --target aside, which have defaults that say nothing).
-_OF_JOB = ("model", "work_dir", "minutes", "resume", "shape", "no_rivals", "predict", "threads", "json")
+_OF_JOB = ("model", "work_dir", "minutes", "resume", "shape", "no_rivals", "predict", "threads")
 _OF_SERVER, _OF_MERGE = ("serve", "host", "public"), ("merge", "out", "best_only")
+
+
+EXAMPLES = """\
+hwpq tune MODEL --work-dir DIR --trials 256
+hwpq tune MODEL --work-dir DIR --minutes 30 --resume
+hwpq tune --shape 576x1536 --work-dir DIR
+hwpq tune MODEL --work-dir DIR --rpc 127.0.0.1:9190 --key pi5 --target cpu:aarch64
+hwpq tune --merge DIR OTHER_DIR --out MERGED_DIR"""
 
 
 def add_parser(verbs: Verbs, common: argparse.ArgumentParser) -> None:
     """Add the verb."""
-    parser = add_verb(verbs, common, "tune", "find the fastest kernels of a model for one device", tune)
+    parser = add_verb(
+        verbs, common, "tune", "find the fastest kernels of a model for one device", tune, examples=EXAMPLES
+    )
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -45,7 +56,7 @@ def add_parser(verbs: Verbs, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--predict", action="store_true", help="for a GPU that is not there: times by a static model")
     parser.add_argument("--threads", type=int, metavar="N", help="threads that kernels run on (default: all cores)")
     parser.add_argument("--max-seq-len", type=int, default=2048, metavar="N", help="prompt and answer (default 2048)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here too")
+    add_json(parser, "the report")
     add_config_options(parser)
     rpc = parser.add_argument_group("devices behind a tracker of TVM's, and being one")
     rpc.add_argument("--rpc", metavar="HOST:PORT", help="the tracker; --key names the devices to measure on")
@@ -100,24 +111,24 @@ def _tune(options: argparse.Namespace) -> None:
             threads=options.threads,
             max_seq_len=options.max_seq_len,
             started=started,
+            progress=not options.quiet,
         )
     except TuningError as error:
-        _show(error.report, options.json)
+        _show(error.report, options)
         raise
-    _show(report, options.json)
+    _show(report, options)
 
 
-def _show(report: "TuningReport", path: Path | None) -> None:
-    console = output_console()
+def _show(report: "TuningReport", options: argparse.Namespace) -> None:
+    console = output_console(options)
     console.print(report.table(), soft_wrap=False)
     for line in report.lines():
         console.print(line, markup=False)
-    if path:
-        write_json(path, report.to_json())
+    write_json(options.json, report.to_json())
 
 
 def _serve(options: argparse.Namespace) -> None:
-    _refuse(options, "--serve", *_OF_JOB, *_OF_MERGE)
+    _refuse(options, "--serve", *_OF_JOB, *_OF_MERGE, "json")
     host, port, key = _tracker(options)
     from ..tuning.serve import serve
 
@@ -130,14 +141,16 @@ def _merge(options: argparse.Namespace) -> None:
         raise ConfigError("--out is missing: name the folder that merged databases go to.")
     from ..tuning.merge import merge
 
-    console = output_console()
-    for each in merge(options.merge, options.out, best_only=options.best_only):
+    console = output_console(options)
+    merged = merge(options.merge, options.out, best_only=options.best_only)
+    for each in merged:
         left_out = f"{each.duplicates} duplicates, {each.dropped} that are not the best, {each.damaged} damaged lines"
         console.print(
             f"{each.folder}: {each.records} records of {each.workloads} kernels out of {each.databases} databases; "
             f"left out: {left_out}",
             markup=False,
         )
+    write_json(options.json, {"databases": [{**asdict(each), "folder": str(each.folder)} for each in merged]})
 
 
 def _refuse(options: argparse.Namespace, mode: str, *names: str) -> None:

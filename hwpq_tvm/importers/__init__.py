@@ -37,7 +37,7 @@ def import_model(
     model
         A folder as transformers' `save_pretrained` writes it (config.json, safetensors), a GGUF file, a live
         `PreTrainedModel`, any `torch.nn.Module` with example inputs, an `ExportedProgram`, an ONNX file or
-        `ModelProto`, or a Relax `IRModule`. It is not changed.
+        `ModelProto`, or a Relax `IRModule`. It is not changed. What was imported before is given back as it is.
     max_batch
         Number of sequences that are computed together. Each has a length of its own.
     max_seq_len
@@ -73,6 +73,8 @@ def import_model(
     ImportModelError
         When there is no such model, it is damaged, or it can't be expressed.
     """
+    if isinstance(model, ImportedModel):
+        return model
     if max_batch < 1:
         raise ImportModelError(f"max_batch is {max_batch}: expected at least 1")
     if max_seq_len < 1:

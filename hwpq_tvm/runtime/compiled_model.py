@@ -12,6 +12,7 @@ import numpy as np
 from ..cpu import host_cores, missing_features
 from ..errors import GenerationError
 from .batch_session import BatchSession
+from .chat import Chat
 from .device import Device, load_cuda_runtime
 from .device_check import check_device, default_device, other_target
 from .generation import BatchGeneration, Generation, check_prompt, sampler
@@ -120,6 +121,11 @@ class CompiledModel:
     def weight_addresses(self) -> dict[int, int]:
         """Where each weight lies in the memory of the device, and its bytes."""
         return self._weights.addresses
+
+    @property
+    def weight_names(self) -> dict[int, str]:
+        """Where each weight lies in the memory of the device, and its name."""
+        return self._weights.names
 
     @property
     def generation(self) -> GenerationSpec:
@@ -409,6 +415,26 @@ class CompiledModel:
         if not prompt:
             raise GenerationError("the prompt is empty: it needs at least one token.")
         return self.tokenizer.encode_chat(prompt) if chat else self.tokenizer.encode(prompt)
+
+    def chat(self, system: str | None = None) -> Chat:
+        """Start a conversation by the model's chat template.
+
+        Parameters
+        ----------
+        system
+            What the model is told before the first message; None leaves it to the template.
+
+        Returns
+        -------
+        Chat
+            `send` says something and streams the answer; what was said, and the KV cache, are kept between messages.
+
+        Raises
+        ------
+        GenerationError
+            When the model has no chat template, or is not a causal language model.
+        """
+        return Chat(self, system)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an artefact folder, which `hwpq_tvm.load` reads.

@@ -1,6 +1,6 @@
 """Generating text: sampling, and the streams of pieces that `CompiledModel.generate` and `generate_batch` return."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -10,7 +10,7 @@ from .batch_session import BatchSession
 from .manifest import GenerationSpec
 from .tokenizer import TextStream
 
-StopReason = Literal["end of text", "max_new_tokens", "max_seq_len"]
+StopReason = Literal["end of text", "max_new_tokens", "max_seq_len", "closed"]
 Piece = TypeVar("Piece", str, int)
 
 
@@ -96,7 +96,7 @@ class BatchGeneration(Iterator[tuple[int, Piece]], Generic[Piece]):
         Ids generated so far after each prompt, without the end token.
     stop_reasons : list of str or None
         For each prompt None while more can come; then `"end of text"` (the model wrote an end token),
-        `"max_new_tokens"`, or `"max_seq_len"` (the KV cache is full).
+        `"max_new_tokens"`, `"max_seq_len"` (the KV cache is full), or `"closed"` (nobody wants more).
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class BatchGeneration(Iterator[tuple[int, Piece]], Generic[Piece]):
         self.token_ids: list[list[int]] = [[] for _ in prompts]
         self.stop_reasons: list[StopReason | None] = [None] * len(prompts)
         steps = self._steps(session, prompts, picks)
-        self._pieces: Iterator[tuple[int, Piece]] = (
+        self._pieces: Generator[tuple[int, Piece]] = (
             self._tokens(steps) if texts is None else self._texts(steps, texts)  # type: ignore[assignment]
         )
 
@@ -125,6 +125,11 @@ class BatchGeneration(Iterator[tuple[int, Piece]], Generic[Piece]):
 
     def __next__(self) -> tuple[int, Piece]:
         return next(self._pieces)
+
+    def close(self) -> None:
+        """End what has not ended: no more pieces come, nothing more is computed."""
+        self._pieces.close()
+        self.stop_reasons = [reason or "closed" for reason in self.stop_reasons]
 
     def _steps(
         self, session: BatchSession, prompts: Sequence[Sequence[int]], picks: Sequence[Callable[[np.ndarray], int]]
@@ -150,11 +155,11 @@ class BatchGeneration(Iterator[tuple[int, Piece]], Generic[Piece]):
                 found = session.decode(tokens)
                 logits = {row: found[row] for row in tokens}
 
-    def _tokens(self, steps: Iterator[dict[int, int]]) -> Iterator[tuple[int, int]]:
+    def _tokens(self, steps: Iterator[dict[int, int]]) -> Generator[tuple[int, int]]:
         for tokens in steps:
             yield from tokens.items()
 
-    def _texts(self, steps: Iterator[dict[int, int]], texts: Sequence[TextStream]) -> Iterator[tuple[int, str]]:
+    def _texts(self, steps: Iterator[dict[int, int]], texts: Sequence[TextStream]) -> Generator[tuple[int, str]]:
         running = list(range(len(texts)))
         for tokens in steps:
             for row in running:
@@ -181,6 +186,10 @@ class Generation(Iterator[Piece], Generic[Piece]):
     def stop_reason(self) -> StopReason | None:
         """None while more can come; then why it ended, as `BatchGeneration` has it."""
         return self._batch.stop_reasons[0]
+
+    def close(self) -> None:
+        """End it where it has not ended: no more pieces come, nothing more is computed."""
+        self._batch.close()
 
     def __iter__(self) -> "Generation[Piece]":
         return self

@@ -41,6 +41,8 @@ class Call:
         "linears" read weight matrices, "attention" reads or writes the KV cache.
     weight_bytes
         Bytes of the weights among its arguments, for a linear.
+    weight
+        Name of the first weight among its arguments, for a linear; empty for others.
     begin, end
         Which of the callbacks came before and after it.
     """
@@ -48,6 +50,7 @@ class Call:
     name: str
     part: Part
     weight_bytes: int
+    weight: str
     begin: int
     end: int
 
@@ -85,6 +88,9 @@ class Profile:
         Median of the steps without callbacks.
     functions
         What was called, the longest first.
+    linears
+        Name of the weight -> median of the seconds that a step spends in linears of it; layers that are packed together
+        have one weight, such as "a.q_proj+k_proj.weight".
     entry_seconds
         Until the first call and after the last one, median: arguments on their way to the entry function and back.
     callback_seconds
@@ -95,6 +101,7 @@ class Profile:
 
     step_seconds: float
     functions: tuple[FunctionTime, ...]
+    linears: Mapping[str, float]
     entry_seconds: float
     callback_seconds: float
     repeat: int
@@ -124,6 +131,7 @@ class Profile:
                 }
                 for function in self.functions
             ],
+            "linears": dict(self.linears),
         }
 
 
@@ -136,7 +144,7 @@ def recorded(model: CompiledModel, step: Callable[[], object]) -> list[Call]:
     ------
     Whatever `step` raises.
     """
-    weights = model.weight_addresses
+    weights, names = model.weight_addresses, model.weight_names
     cache_shape = model.manifest.generation.kv_cache_shape if model.manifest.generation else None
     calls: list[Call | None] = []
     open_calls: list[tuple[int, int]] = []  # place in `calls`, number of the callback
@@ -151,8 +159,9 @@ def recorded(model: CompiledModel, step: Callable[[], object]) -> list[Call]:
             place, begin = open_calls.pop()
             # What makes calls itself is no kernel, and its time is not its own.
             kernel = len(calls) == place + 1 and not name.startswith(_BUILTIN)
-            part, weight_bytes = _kernel_part(arguments, weights, cache_shape) if kernel else (PARTS[-1], 0)
-            calls[place] = Call(name, part, weight_bytes, begin, callbacks)
+            part, read = _kernel_part(arguments, weights, cache_shape) if kernel else (PARTS[-1], [])
+            weight = names[read[0]] if read else ""
+            calls[place] = Call(name, part, sum(weights[each] for each in read), weight, begin, callbacks)
         callbacks += 1
 
     with own_errors() as noting:
@@ -204,14 +213,17 @@ def profile(model: CompiledModel, step: Callable[[], object], *, repeat: int = 2
     times = 1e-9 * np.array([np.array(step) - step[0] for step in stamps])
     callback = float(np.median(np.diff(times), axis=0).min())
     functions: dict[tuple[str, Part], list[tuple[Call, np.ndarray]]] = {}
+    linears: dict[str, list[np.ndarray]] = {}
     for call, seconds in zip(calls, _own_seconds(calls, times, callback), strict=True):
         functions.setdefault((call.name, call.part), []).append((call, seconds))
+        if call.weight:
+            linears.setdefault(call.weight, []).append(seconds)
     results = [
         FunctionTime(
             name,
             part,
             len(group),
-            float(np.median(sum(seconds for _, seconds in group))),
+            _median_sum([seconds for _, seconds in group]),
             sum(call.weight_bytes for call, _ in group),
         )
         for (name, part), group in functions.items()
@@ -219,10 +231,16 @@ def profile(model: CompiledModel, step: Callable[[], object], *, repeat: int = 2
     return Profile(
         step_seconds=statistics.median(plain),
         functions=tuple(sorted(results, key=lambda function: -function.seconds)),
+        linears={weight: _median_sum(spans) for weight, spans in linears.items()},
         entry_seconds=max(statistics.median(entry) - callback, 0.0),
         callback_seconds=callback,
         repeat=repeat,
     )
+
+
+def _median_sum(spans: list[np.ndarray]) -> float:
+    """Median over the steps of what several calls took together."""
+    return float(np.median(sum(spans)))
 
 
 def _own_seconds(calls: list[Call], times: np.ndarray, callback: float) -> list[np.ndarray]:
@@ -242,17 +260,17 @@ def _own_seconds(calls: list[Call], times: np.ndarray, callback: float) -> list[
 
 def _kernel_part(
     arguments: tuple[Any, ...], weights: Mapping[int, int], cache_shape: tuple[int, ...] | None
-) -> tuple[Part, int]:
-    """The part that a kernel belongs to, and the bytes of weights that a linear reads."""
+) -> tuple[Part, list[int]]:
+    """The part that a kernel belongs to, and where the weights lie that a linear reads."""
     tensors = [argument for argument in arguments if hasattr(argument, "__dlpack__")]
     if any(tuple(tensor.shape) == cache_shape for tensor in tensors):
-        return "attention", 0
+        return "attention", []
     read = [tensor for tensor in tensors if tensor.data_ptr() in weights]
     # Rows that ids choose are no product: an embedding.
     ids = any(str(tensor.dtype) == "int64" for tensor in tensors)
     if ids or all(len(tensor.shape) < 2 for tensor in read):
-        return "other kernels", 0
-    return "linears", sum(weights[tensor.data_ptr()] for tensor in read)
+        return "other kernels", []
+    return "linears", [tensor.data_ptr() for tensor in read]
 
 
 _SAFE_CALL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p)

@@ -70,6 +70,11 @@ class Weights:
         """Where each lies, and its bytes."""
         return {tensor.data_ptr(): _nbytes(spec) for spec, tensor in zip(self._specs, self.tensors, strict=True)}
 
+    @property
+    def names(self) -> dict[int, str]:
+        """Where each lies, and its name."""
+        return {tensor.data_ptr(): spec.name for spec, tensor in zip(self._specs, self.tensors, strict=True)}
+
 
 def _parameter(params: Mapping[str, Any], spec: TensorSpec) -> Any:
     if spec.name not in params:

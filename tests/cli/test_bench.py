@@ -20,7 +20,9 @@ SHORT = ["--prompt-length", "8,3", "--new-tokens", "4", "--repeat", "2"]
 def stream(monkeypatch):
     """Threads that a bandwidth was asked for; it is 1 TB/s for each."""
     asked = []
-    monkeypatch.setattr(bandwidth, "stream_bandwidth", lambda threads: asked.append(threads) or 1e12 * threads)
+    monkeypatch.setattr(
+        bandwidth, "stream_bandwidth", lambda threads, progress: asked.append(threads) or 1e12 * threads
+    )
     return asked
 
 
@@ -96,6 +98,7 @@ def test_a_share_below_nothing_is_shown_as_nothing_with_a_note():
     profile = Profile(
         1.0,
         (FunctionTime("product", "linears", 2, 1.5, 8), FunctionTime("vm.x", "virtual machine", 1, -1e-3, 0)),
+        {},
         0.25,
         1e-7,
         3,
@@ -110,7 +113,7 @@ def test_a_share_below_nothing_is_shown_as_nothing_with_a_note():
 
 
 def test_a_compiler_that_is_missing_is_said(capsys, tiny_artifact, monkeypatch):
-    def missing(threads):
+    def missing(threads, progress):
         raise ImportError("No module named 'tvm'")
 
     monkeypatch.setattr(bandwidth, "stream_bandwidth", missing)
@@ -129,7 +132,7 @@ def test_a_compiler_that_is_missing_is_said(capsys, tiny_artifact, monkeypatch):
     ],
 )
 def test_a_bandwidth_that_cannot_be_measured_costs_nothing_else(capsys, tiny_artifact, monkeypatch, error, reason):
-    def fails(threads):
+    def fails(threads, progress):
         raise error
 
     monkeypatch.setattr(bandwidth, "stream_bandwidth", fails)

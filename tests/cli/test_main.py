@@ -1,6 +1,10 @@
+import argparse
 import inspect
 import json
+import logging
 import os
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +14,7 @@ import pytest
 from tiny_model import EOS, Reference, chain, random_weights, report
 
 from hwpq_tvm.cli import common, main, run
+from hwpq_tvm.cli import inspect as inspect_verb
 from hwpq_tvm.cli.config_options import config_of
 from hwpq_tvm.config import HWPQConfig, LayerScheme
 from hwpq_tvm.errors import ConfigError
@@ -123,11 +128,101 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, tiny_artifact, tmp_path, 
 
 
 def test_unknown_options_are_exit_code_2(capsys):
-    for arguments in ([], ["frobnicate"], ["run"], ["build", "m", "--dtype", "int3"]):
+    # Options are not abbreviated: what --dry meant would change with the next option.
+    for arguments in (
+        ["frobnicate"],
+        ["run"],
+        ["build", "m", "--dtype", "int3"],
+        ["build", "m", "--dry"],
+        ["run", "-qv"],
+    ):
         with pytest.raises(SystemExit) as error:
             main.main(arguments)
         assert error.value.code == 2
         assert "usage: hwpq" in capsys.readouterr().err
+
+
+def test_hwpq_alone_shows_help(capsys):
+    alone = output(capsys)
+    assert alone.err == ""
+    for words in ("verbs:", "exit codes:", "NO_COLOR", "hwpq doctor"):
+        assert words in alone.out
+    with pytest.raises(SystemExit) as error:
+        main.main(["--help"])
+    assert error.value.code == 0
+    assert capsys.readouterr() == alone
+
+
+@pytest.mark.parametrize("verb", [module.__name__.rsplit(".", 1)[1] for module in main.VERBS])
+def test_help_ends_in_examples_that_are_right(capsys, verb):
+    with pytest.raises(SystemExit) as error:
+        main.main([verb, "--help"])
+    assert error.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--quiet", "--verbose", "--traceback"):
+        assert option in text
+    assert ("--json FILE" in text) is (verb != "completion")
+    examples = [line.strip() for line in text.split("examples:\n")[1].splitlines()]
+    assert examples
+    for example in examples:
+        command = re.search(r"(?:^|\| )hwpq ([^>|]*)", example)
+        options = main.parser().parse_args(shlex.split(command[1], comments=True))
+        assert options.verb == verb
+
+
+def test_json_alone_on_stdout(capsys, tiny_artifact, tmp_path):
+    (tmp_path / "t.txt").write_text("Some text, read in windows of ten bytes.")
+    for arguments in (
+        ["eval", tiny_artifact, "--text", tmp_path / "t.txt", "--window-length", "10"],
+        ["inspect", tiny_artifact],
+        ["run", tiny_artifact, "--prompt", "a", "--max-new-tokens", "3"],
+        ["bench", tiny_artifact, "--prompt-length", "3", "--new-tokens", "2", "--repeat", "1", "--no-bandwidth"],
+    ):
+        found = output(capsys, *arguments, "--json", "-", "--quiet")
+        assert json.loads(found.out)
+        assert found.err == ""
+
+
+def test_messages_are_as_many_as_asked_for(capsys, monkeypatch, tiny_artifact):
+    def logs(options):
+        logger = logging.getLogger("hwpq_tvm.some.module")
+        for level in (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG):
+            logger.log(level, "%s", logging.getLevelName(level))
+
+    monkeypatch.setattr(inspect_verb, "inspect", logs)
+    shown = {"--quiet": ["ERROR"], "--verbose": ["ERROR", "WARNING", "INFO"], "--traceback": ["ERROR", "WARNING"]}
+    for option, levels in shown.items():
+        lines = output(capsys, "inspect", tiny_artifact, option).err.splitlines()
+        if option == "--verbose":
+            assert re.fullmatch(r"hwpq: inspect took \d+\.\d s, and \d+ MB of memory at most", lines.pop())
+        assert lines == [f"hwpq: {level}" for level in levels]
+
+
+def test_verbose_tells_the_phases_of_a_build(caplog):
+    from hwpq_tvm.compiler import _Clock
+
+    clock = _Clock()
+    with caplog.at_level(logging.INFO, "hwpq_tvm"), clock("plan"):
+        pass
+    assert re.fullmatch(r"plan: \d+\.\d s", caplog.messages[-1])
+
+
+def test_the_answer_no_is_exit_code_3(monkeypatch, tiny_artifact):
+    monkeypatch.setattr(inspect_verb, "inspect", lambda options: common.ANSWER_IS_NO)
+    assert main.main(["inspect", str(tiny_artifact)]) == 3
+
+
+def test_colours_obey_no_color(monkeypatch, capsys):
+    options = argparse.Namespace(quiet=False, json=None)
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    shown = []
+    for variables in ({}, {"FORCE_COLOR": "1"}, {"FORCE_COLOR": "1", "NO_COLOR": "1"}):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        common.output_console(options).print("[red]no[/red]")
+        shown.append(capsys.readouterr().out)
+    assert shown == ["no\n", "\x1b[31mno\x1b[0m\n", "no\n"]
 
 
 def test_our_own_errors_are_exit_code_1_and_show_their_origin_on_request(capsys, monkeypatch, tiny_artifact):
@@ -200,6 +295,7 @@ def test_build_calls_the_compiler_once_and_saves(capsys, compiler_stub, tiny, tm
         "resume": False,
         "memory_budget": None,
         "debug_dump": None,
+        "progress": True,
     }
     assert calls == [(("model", "cpu:x86-64-v3"), expected)]
     assert f"written: {tmp_path / 'm'}" in out
@@ -266,8 +362,16 @@ def test_the_compiler_takes_what_it_is_given():
     shared["tuning_logs"] = "t"
     inspect.signature(compiler.plan).bind("model", "cpu", **shared)
     inspect.signature(compiler.build).bind(
-        "model", "cpu", **shared, resume=True, work_dir="w", memory_budget=1, debug_dump=None
+        "model", "cpu", **shared, resume=True, work_dir="w", memory_budget=1, debug_dump=None, progress=False
     )
+
+
+def test_help_is_quick():
+    script = (
+        "import sys; from hwpq_tvm.cli.main import main; main([]); "
+        "sys.exit(bool({'torch', 'tvm', 'numpy', 'rich', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
 
 
 def test_the_program_starts_without_tvm_or_torch(tiny_artifact):
@@ -282,7 +386,7 @@ def test_the_program_starts_without_tvm_or_torch(tiny_artifact):
 
 
 def test_a_reader_that_leaves_is_no_error(tiny_artifact):
-    command = [sys.executable, "-m", "hwpq_tvm.cli.main", "inspect", tiny_artifact]
+    command = [sys.executable, "-P", "-m", "hwpq_tvm.cli.main", "inspect", tiny_artifact]
     read, write = os.pipe()
     os.close(read)
     result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE)
@@ -295,3 +399,5 @@ def test_json_and_text_files(tmp_path):
     common.write_json(tmp_path / "x.json", {"a": "é"})
     assert json.loads(common.read_text(tmp_path / "x.json")) == {"a": "é"}
     assert Path(tmp_path / "x.json").read_text().endswith("\n")
+    common.write_json(None, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json"]

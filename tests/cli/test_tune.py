@@ -62,6 +62,7 @@ def test_a_model_with_what_is_left_out_as_in_python(calls, capsys, tmp_path) -> 
         "rivals": True,
         "threads": None,
         "max_seq_len": 2048,
+        "progress": True,
     }
     assert "gain over the defaults: 1.2x" in capsys.readouterr().out
 
@@ -70,7 +71,7 @@ def test_every_option_has_its_place(calls, tmp_path) -> None:
     words = (
         "--target cpu:aarch64 --trials 9 --minutes 2.5 --resume --shape 576x1536 --shape 8x64 --no-rivals --threads 3"
     )
-    words += " --rpc 10.0.0.7:9190 --key pi5 --max-seq-len 64 --sparsity auto --dtype int4"
+    words += " --rpc 10.0.0.7:9190 --key pi5 --max-seq-len 64 --sparsity auto --dtype int4 --quiet"
     assert run("--work-dir", tmp_path, "--json", tmp_path / "r.json", *words.split()) == 0
     ((_, arguments, options),) = calls
     assert arguments == (None, "cpu:aarch64")
@@ -78,7 +79,7 @@ def test_every_option_has_its_place(calls, tmp_path) -> None:
     assert options["device"] == "rpc://10.0.0.7:9190/pi5"
     assert options["config"].default == LayerScheme(sparsity="auto", dtype="int4")
     assert (options["trials"], options["minutes"], options["threads"], options["max_seq_len"]) == (9, 2.5, 3, 64)
-    assert options["resume"] and not options["rivals"]
+    assert options["resume"] and not options["rivals"] and not options["progress"]
     assert json.loads((tmp_path / "r.json").read_text()) == {}
 
 
@@ -100,7 +101,9 @@ def test_a_server(calls) -> None:
 
 
 def test_merging(calls, capsys, tmp_path) -> None:
-    assert run("--merge", "a", "b", "--out", tmp_path, "--best-only") == 0
+    assert run("--merge", "a", "b", "--out", tmp_path, "--best-only", "--json", tmp_path / "r.json") == 0
+    (database,) = json.loads((tmp_path / "r.json").read_text())["databases"]
+    assert (database["folder"], database["records"], database["dropped"]) == ("x86", 30, 1)
     assert calls == [("merge", ([Path("a"), Path("b")], tmp_path), {"best_only": True})]
     assert capsys.readouterr().out == (
         "x86: 30 records of 5 kernels out of 2 databases; "
@@ -123,6 +126,7 @@ def test_merging(calls, capsys, tmp_path) -> None:
         ("--merge a", "--out is missing"),
         ("model --merge a --out b --rpc 1.2.3.4:9190", "MODEL, --rpc can't be given with --merge"),
         ("model --serve --work-dir w --rpc 1.2.3.4:9190 --key k", "MODEL, --work-dir can't be given with --serve"),
+        ("--serve --rpc 1.2.3.4:9190 --key k --json r.json", "--json can't be given with --serve"),
         ("--serve", "--rpc HOST:PORT and --key KEY go together"),
         ("model --work-dir w --config c.json --dtype int8", "--config and --preset exclude --dtype"),
     ],

@@ -141,6 +141,7 @@ def test_times_add_up_to_the_step_and_the_largest_kernel_has_most_of_it(model, s
     functions = {function.name: function for function in found.functions}
     assert (functions["product"].calls, functions["gained"].calls) == (1, 2)
     assert functions["product"].weight_bytes == WEIGHT_BYTES
+    assert found.linears == {"weight": functions["product"].seconds}
     # Half a million steps of one sum after the other against a thousand products.
     assert functions["product"].seconds > 10 * functions["gained"].seconds
     assert found.part_seconds("linears") == functions["product"].seconds > found.step_seconds / 4

@@ -41,9 +41,36 @@ def test_chat_template_may_use_token_texts():
     assert found.encode_chat("a") == [256, 97, 257]
 
 
+def test_chat_templates_have_what_transformers_gives_them():
+    template = (
+        "{% for message in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ message | tojson }}{% endfor %}"
+        "{{ strftime_now('%%') }}"
+    )
+    said = [{"role": "user", "content": "<é>"}, {"role": "assistant", "content": "b"}]
+    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": template}]
+    for found in (template, named):
+        assert tokenizer(chat_template=found).render_chat(said) == '{"role": "user", "content": "<é>"}%'
+    assert not tokenizer(chat_template=named[:1]).has_chat_template
+
+
+def test_marks_of_answers_for_training_say_nothing_and_there_are_no_tools():
+    template = (
+        "{% for message in messages %}{% generation %}{{ message.content }}{% set ns = 1 %}{% endgeneration %};"
+        "{% endfor %}{% if tools is not none or documents is not none %}tools{% endif %}"
+    )
+    assert tokenizer(chat_template=template).render_chat([{"role": "assistant", "content": "a"}] * 2) == "a;a;"
+
+
+def test_half_characters_are_no_text():
+    with pytest.raises(GenerationError, match="not UTF-8 at character 1"):
+        tokenizer().encode("a\udcff")
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
+        ("{{ raise_exception('no tools') }}", r"chat template fails \(no tools\)"),
+        ("{{ messages[0] + 1 }}", "chat template fails"),
         (None, "has no chat template"),
         ("{{ raise_exception() }}", "chat template fails"),
         ("{% if %}", "chat template fails"),

@@ -88,6 +88,20 @@ def test_the_last_confirmation_of_a_point_counts(tmp_path) -> None:
     assert load(tmp_path / "c", (other, 1e-5), (other, 2e-5)).best(WORKLOAD).median == 1e-5
 
 
+def test_the_gain_is_that_of_two_measurements_of_one_kind(tmp_path) -> None:
+    default, other = POINTS[0], POINTS[1]
+    for name, rows, gain in (
+        ("measured", [(default, 3e-5), (other, 1e-5)], (3e-5, 1e-5)),
+        ("confirmed", [(default, 3e-5), (default, 4e-5, CONFIRMED), (other, 2e-5, CONFIRMED)], (4e-5, 2e-5)),
+        ("default", [(default, 1e-5), (other, 3e-5)], None),
+        ("alone", [(other, 1e-5)], None),
+        ("unlike", [(default, 3e-5), (other, 2e-5, CONFIRMED)], None),
+        ("predicted", [(default, 3e-5, Evidence.PREDICTED), (other, 1e-5, Evidence.PREDICTED)], None),
+    ):
+        assert load(tmp_path / name, *rows).gain(WORKLOAD) == gain, name
+    assert TuningRecords.empty().gain(WORKLOAD) is None
+
+
 def test_what_failed_is_never_used(tmp_path) -> None:
     records = load(tmp_path, (POINTS[1], FAILED), (POINTS[2], 1e-3), (POINTS[3], FAILED, Evidence.CONFIRMED))
     assert records.best(WORKLOAD).parameters == POINTS[2]
