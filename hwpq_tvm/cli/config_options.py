@@ -13,11 +13,19 @@ from .common import read_text
 _SCHEME = ("sparsity", "dtype", "group_size", "metric", "reconstruct")
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Add the configuration as a file, a preset, or options of its own."""
+# Preset that is no file: `choice_options` says what it goes by.
+CHOOSE = "auto"
+
+
+def add_config_options(parser: argparse.ArgumentParser, *, choose: bool = False) -> None:
+    """Add the configuration as a file, a preset (with `choose` "auto" as well), or options of its own."""
     whole = parser.add_mutually_exclusive_group()
     whole.add_argument("--config", type=Path, metavar="FILE.json", help="HWPQConfig as JSON")
-    whole.add_argument("--preset", choices=presets(), help="a configuration that ships with hwpq")
+    whole.add_argument(
+        "--preset",
+        choices=(*presets(), CHOOSE) if choose else presets(),
+        help="a configuration that ships with hwpq" + ("; auto chooses one for each layer" if choose else ""),
+    )
     scheme = parser.add_argument_group("scheme of all layers, instead of --config and --preset")
     scheme.add_argument(
         "--sparsity",
@@ -49,9 +57,12 @@ def config_of(options: argparse.Namespace) -> HWPQConfig:
         if given:
             named = ", ".join("--" + name.replace("_", "-") for name in given)
             raise ConfigError(f"--config and --preset exclude {named}: put it all in a file.")
-        config = (
-            HWPQConfig.from_json(read_text(options.config)) if options.config else HWPQConfig.preset(options.preset)
-        )
+        if options.config:
+            config = HWPQConfig.from_json(read_text(options.config))
+        elif options.preset == CHOOSE:
+            config = HWPQConfig(group_policy="pad")
+        else:
+            config = HWPQConfig.preset(options.preset)
     else:
         dtype = given.get("dtype", "int8")
         default = LayerScheme(**{**given, "sparsity": _sparsity(given.get("sparsity"), dtype)})

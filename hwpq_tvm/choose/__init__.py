@@ -1,0 +1,1 @@
+"""Choosing the scheme of each layer of a model: `--preset auto`."""
