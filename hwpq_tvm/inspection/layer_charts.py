@@ -139,5 +139,5 @@ def _error_of(artifacts: Sequence[Artifact]) -> str:
     text = "Relative error of the layers' outputs on the calibration text"
     if "weights" in of:
         text += ", of the weights where there was none"
-    # What a Gram matrix would tell exactly is estimated where only squares of inputs were kept.
-    return text + (". Some are estimates that take inputs as uncorrelated." if of & {_ESTIMATED} else ".")
+    estimated = " Where only squares of inputs were kept it is estimated, inputs taken as uncorrelated."
+    return f"{text}.{estimated if _ESTIMATED in of else ''}"

@@ -32,8 +32,8 @@ def sizes(artifacts: Sequence[Artifact], rivals: Mapping[str, int]) -> Picture:
     return Picture(
         "size",
         "Size against rivals",
-        f"Weights of the whole model. Grey bars are computed from the formats{_whose(artifacts)}, with the layer that makes "
-        "logits in int8 where the others have int4.",
+        f"Weights of the whole model. Grey bars are computed from the formats{_whose(artifacts)}, with the layer that "
+        "makes logits in int8 where the others have int4.",
         "MB of weights: " + ", ".join(f"{label} {_megabytes(value)}" for label, value in values.items()),
         1.1 + 0.36 * len(values),
         draw,

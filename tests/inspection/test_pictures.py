@@ -90,6 +90,21 @@ def test_kinds_beyond_the_colours_share_a_line(tmp_path):
     assert labels[-1] == "others"
 
 
+def test_errors_that_are_estimates_are_told(tmp_path):
+    content = artifacts.report()
+    computed = layer_charts.error_by_depth([artifacts.artifact(tmp_path / "a", content)])
+    content["layers"][0]["relative_error_of"] = "output, inputs taken as uncorrelated"
+    estimated = layer_charts.error_by_depth([artifacts.artifact(tmp_path / "b", content)])
+    assert "estimated" in estimated.caption and "estimated" not in computed.caption
+
+
+def test_sizes_of_rivals_say_whose_model_they_are_of(tmp_path):
+    source = {"path": "other", "format": "torch", "bytes": 1, "architecture": "Other"}
+    found = [artifacts.artifact(tmp_path / "a"), artifacts.artifact(tmp_path / "b", source=source)]
+    assert "from the formats for a," in size_speed_charts.sizes(found, {}).caption
+    assert "from the formats, " in size_speed_charts.sizes(found[:1], {}).caption
+
+
 def test_bits_of_every_kind_are_bars(tmp_path):
     bars = drawn(layer_charts.bits_by_kind([artifacts.artifact(tmp_path / "a")])).patches
     assert sorted(bar.get_width() for bar in bars) == pytest.approx([5.25] * 4 + [8.5])
