@@ -63,8 +63,7 @@ class Choice:
     float_perplexity
         Perplexity of the float model.
     places
-        The choice first, then other models that were built on the way, the rivals that have one scheme everywhere, and
-        the frontier.
+        "checked": models that were built, the choice last; "rivals": models with one scheme everywhere; "frontier".
     verdict
         Sentences on the result, and on what 2:4 did for it.
     """

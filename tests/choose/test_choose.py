@@ -31,12 +31,11 @@ def ids():
 
 @pytest.fixture(scope="module")
 def choice(model, ids, tmp_path_factory):
-    # Without calibration there is no Gram matrix and no reconstruction to compile, which would take a minute.
     return hwpq_tvm.choose_config(
         model,
         "cpu",
         max_perplexity_increase=0.2,
-        calibration=None,
+        calibration=np.random.default_rng(6).integers(0, 101, 100),
         evaluation=ids,
         max_seq_len=LENGTH,
         work_dir=tmp_path_factory.mktemp("work"),
