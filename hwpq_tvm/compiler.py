@@ -27,9 +27,10 @@ from .kept_masks import keep_masks
 from .layer_report import build_report, plan_report, tuning_report
 from .memory import default_memory_budget
 from .relax_passes.compress_linears import CompressLinears
+from .relax_passes.make_plan import make_plan
 from .relax_passes.packing import arranged, packing_groups
 from .relax_passes.pipeline import Dump, compile_module, no_dump
-from .relax_passes.plan import Plan, make_plan
+from .relax_passes.plan import Plan
 from .runtime.compiled_model import CompiledModel
 from .runtime.manifest import GenerationSpec, Manifest, TensorSpec
 from .schedules.records import TuningRecords

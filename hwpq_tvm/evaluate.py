@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from .errors import GenerationError, HwpqError
-from .evaluation_scores import Divergence, Scores
-from .evaluation_windows import Window, check_ids, cut
-from .predictions import predictions, step_size
+from .evaluation.predictions import predictions, step_size
+from .evaluation.scores import Divergence, Scores
+from .evaluation.windows import Window, check_ids, cut
 from .progress import bar
 from .runtime.batch_session import BatchSession
 from .runtime.compiled_model import CompiledModel
@@ -161,7 +161,7 @@ def evaluate(
         Text, or token ids. Where the models' tokenizers make different ids of it, each model reads the text in its own
         way: then their perplexities can't be compared, but their bits per byte can.
     original
-        What the models are compared with, such as the model compiled as float32 (`evaluation_original.load_original`).
+        What the models are compared with, such as the model compiled as float32 (`evaluation.original.load_original`).
     windows, window_length, stride, progress
         As `perplexity`.
 

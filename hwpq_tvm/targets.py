@@ -13,7 +13,7 @@ from .gpu import capability_of, find_gpus, how_it_runs, too_old
 from .schedules.cuda.architectures import ARCHITECTURES
 
 # Micro-architecture levels that a user can name: word -> what LLVM is told.
-CPU_LEVELS: dict[str, dict[str, object]] = {
+_CPU_LEVELS: dict[str, dict[str, object]] = {
     "x86-64": {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"},
     "x86-64-v2": {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v2"},
     "x86-64-v3": {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
@@ -26,6 +26,11 @@ _TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 
 # Architectures whose instructions are all in one with another suffix.
 _EQUIVALENT = {"sm_90": "sm_90a"}
+
+
+def known_targets() -> list[str]:
+    """Words that are targets on every machine, its CPU first."""
+    return ["cpu", *(f"cpu:{level}" for level in _CPU_LEVELS), "cuda", *(f"cuda:{name}" for name in ARCHITECTURES)]
 
 
 def resolve_target(target: "str | tvm.target.Target", *, threads: int | None = None) -> tvm.target.Target:
@@ -68,7 +73,7 @@ def resolve_target(target: "str | tvm.target.Target", *, threads: int | None = N
         return _cuda({"arch": target[5:]}, cores)
     if target.startswith("nvidia/") and target in tvm.target.list_tags():
         return _given(tvm.target.Target(target), cores, keep=threads is None)
-    known = ["cpu", *(f"cpu:{level}" for level in CPU_LEVELS), "cuda", *(f"cuda:{name}" for name in ARCHITECTURES)]
+    known = known_targets()
     others = [*(f"cpu:{name}" for name in _llvm_cpus()), *(tag for tag in tvm.target.list_tags() if "nvidia/" in tag)]
     near = difflib.get_close_matches(target, [*known, *others], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -157,8 +162,8 @@ def _any_cpu() -> dict[str, object]:
 
 def _named_cpu(name: str) -> dict[str, object] | None:
     """What LLVM is told of a level or a CPU; None where neither is known by that name."""
-    if name in CPU_LEVELS:
-        return CPU_LEVELS[name]
+    if name in _CPU_LEVELS:
+        return _CPU_LEVELS[name]
     triple = _llvm_cpus().get(name)
     return None if triple is None else {"mtriple": triple, "mcpu": name}
 

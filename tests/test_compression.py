@@ -8,8 +8,8 @@ from hwpq_tvm.config import HWPQConfig, LayerScheme
 from hwpq_tvm.errors import ImportModelError
 from hwpq_tvm.finished_layers import FinishedLayers
 from hwpq_tvm.layer_statistics import layer_statistics
+from hwpq_tvm.relax_passes.make_plan import make_plan
 from hwpq_tvm.relax_passes.packing import member_parts, packing_groups
-from hwpq_tvm.relax_passes.plan import make_plan
 from tests.relax_passes.models import ENTRIES, TinyLM
 from tests.schedules.reference import contribution, quantized_rows, two_of_four
 

@@ -6,7 +6,7 @@ from tiny_model import MAX_SEQ_LEN, Reference, V, random_weights
 
 from hwpq_tvm.errors import GenerationError, HwpqError
 from hwpq_tvm.evaluate import evaluate, evaluation_text, perplexity
-from hwpq_tvm.evaluation_report import amount_lines
+from hwpq_tvm.evaluation.report import amount_lines
 
 
 def reference(weights, ids, window_length):
@@ -81,7 +81,7 @@ def test_no_more_logits_at_a_time_than_fit_the_limit(tiny, monkeypatch):
     monkeypatch.setattr(model, "call", lambda entry, *inputs: sizes.append(inputs[0].shape) or call(entry, *inputs))
     expected = perplexity(model, range(20), window_length=20).perplexity
     sizes.clear()
-    monkeypatch.setattr("hwpq_tvm.predictions._LOGITS_BYTES", 2 * 6 * 4 * V)
+    monkeypatch.setattr("hwpq_tvm.evaluation.predictions._LOGITS_BYTES", 2 * 6 * 4 * V)
     found = evaluate({"a": model, "b": model}, range(20), window_length=20)
     assert sizes == [(1, n) for n in (6, 6, 6, 6, 6, 6, 1, 1)]
     assert found["a"].perplexity.perplexity == found["b"].perplexity.perplexity == pytest.approx(expected, rel=1e-6)
@@ -177,7 +177,7 @@ def test_some_windows_of_a_text(tiny):
 
 
 def test_a_window_longer_than_a_block_of_rows(tiny, monkeypatch):
-    monkeypatch.setattr("hwpq_tvm.evaluation_scores._ROWS", 5)
+    monkeypatch.setattr("hwpq_tvm.evaluation.scores._ROWS", 5)
     weights = random_weights(3)
     ids = np.random.default_rng(0).integers(0, 256, 48)
     assert perplexity(tiny(*weights), ids, window_length=24).perplexity == pytest.approx(

@@ -6,8 +6,8 @@ import pytest
 from hwpq_tvm.config import HWPQConfig, LayerScheme
 from hwpq_tvm.errors import ConfigError
 from hwpq_tvm.finished_layers import FinishedLayers
+from hwpq_tvm.relax_passes.make_plan import make_plan
 from hwpq_tvm.relax_passes.packing import packed_types, packing_groups
-from hwpq_tvm.relax_passes.plan import make_plan
 from tests.relax_passes.models import ENTRIES, TinyLM
 
 GROUPS = packing_groups(make_plan(TinyLM, ENTRIES, HWPQConfig(), calibrated=False))

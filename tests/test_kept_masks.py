@@ -70,7 +70,7 @@ def test_n_of_m(row, n, m, expected):
 def test_of_a_dense_layer_one_row_is_read_and_what_has_no_rows_once(monkeypatch, rows_alone):
     from hwpq_tvm.importers import import_model
     from hwpq_tvm.kept_masks import keep_masks
-    from hwpq_tvm.relax_passes.plan import make_plan
+    from hwpq_tvm.relax_passes.make_plan import make_plan
 
     model = tiny_llama(num_hidden_layers=1)
     prune(model, spare=DENSE)

@@ -3,8 +3,8 @@
 import pytest
 
 from hwpq_tvm.config import HWPQConfig, LayerScheme
+from hwpq_tvm.relax_passes.make_plan import make_plan
 from hwpq_tvm.relax_passes.packing import packing_groups
-from hwpq_tvm.relax_passes.plan import make_plan
 from hwpq_tvm.stages import parts, passes
 from tests.relax_passes.models import ENTRIES, TinyLM
 

@@ -20,7 +20,8 @@ from ..importers import ImportedModel, import_model
 from ..kept_masks import keep_masks
 from ..memory import default_memory_budget
 from ..relax_passes.linears import find_linears, output_projections
-from ..relax_passes.plan import Plan, make_plan
+from ..relax_passes.make_plan import make_plan
+from ..relax_passes.plan import Plan
 from ..relax_passes.usage import NEW_TOKENS, runs_of_call
 from ..targets import check_native, cpu_part, resolve_target
 from ..tuning.logs import find_records
@@ -31,8 +32,9 @@ from .float_model import FloatModel
 from .kernel_times import kernel_times
 from .sensitivity import measure_sensitivity
 from .solve import solve
+from .texts import read_texts
 from .units import CANDIDATES, find_units
-from .workbench import Workbench, read_texts
+from .workbench import Workbench
 
 _DECODE = "decode"
 _log = logging.getLogger(__name__)

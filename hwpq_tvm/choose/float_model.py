@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tvm
 
+from ..evaluation.scores import log_likelihoods
 from ..importers import ImportedModel, ParameterSource
 from ..lazy_weights import LazyWeights
 from ..relax_passes.float_linears import FloatLinears
@@ -98,12 +99,7 @@ class FloatModel:
         """Mean negative log-likelihood, in nats, of all tokens of the windows but the first of each."""
         total, count = 0.0, 0
         for ids in windows:
-            logits = self.logits(ids, weights)
-            for start in range(0, len(ids) - 1, _ROWS):
-                targets = ids[start + 1 : start + 1 + _ROWS]
-                rows = logits[start : start + len(targets)].astype(np.float64)
-                rows -= rows.max(axis=1, keepdims=True)
-                total += float((np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(rows)), targets]).sum())
+            total -= float(log_likelihoods(self.logits(ids, weights)[:-1], ids[1:]).sum())
             count += len(ids) - 1
         return total / count
 

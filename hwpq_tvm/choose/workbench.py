@@ -7,7 +7,6 @@ import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,85 +17,23 @@ from ..calibration_source import CalibrationData
 from ..compressed_source import CompressedSource
 from ..config import HWPQConfig
 from ..cpu import missing_features
-from ..errors import ConfigError, DependencyError, TargetError
+from ..errors import DependencyError, TargetError
 from ..finished_layers import FinishedLayers, fingerprint
 from ..importers import ImportedModel
 from ..relax_passes.packing import packing_groups
 from ..relax_passes.plan import Plan
 from ..runtime.compiled_model import CompiledModel
-from ..runtime.tokenizer import TextTokenizer
 from .compressed_units import CompressedUnits
 from .float_model import FloatModel
 from .kernel_times import KernelTimes
 from .sensitivity import Sensitivity
+from .texts import Texts
 from .units import CANDIDATES, Assignment, Unit, chosen_members, config_of, uniform
 
-# Tokens of a window of the text that choices are checked on, and windows at most: the float model reads them for every
-# choice that is looked at.
-WINDOW, MOST_WINDOWS = 512, 8
 # How decoding is measured: tokens of the prompt, new tokens, repeats.
 _PROMPT, _NEW_TOKENS, _REPEAT = 32, 32, 5
 # Share of a decode step that linears take, until a model is measured (SmolLM2 on two cores: 74 %).
 _LINEARS_SHARE = 0.75
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Text that a model is not calibrated on, as token ids.
-
-    Attributes
-    ----------
-    sensitivity
-        What units are measured on.
-    check
-        Windows that choices are checked on: others, where the text is long enough.
-    """
-
-    sensitivity: np.ndarray
-    check: tuple[np.ndarray, ...]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that are predicted in a check."""
-        return sum(len(window) - 1 for window in self.check)
-
-
-def read_texts(evaluation: "str | Path | Sequence[int] | np.ndarray", imported: ImportedModel) -> Texts:
-    """Read the text that choices are measured on.
-
-    Parameters
-    ----------
-    evaluation
-        `"default"` for the text that ships with the package, the path of a UTF-8 text file, or token ids.
-    imported
-        The model, for its tokenizer and its longest sequence.
-
-    Raises
-    ------
-    ConfigError
-        When the text can't be read, or is too short.
-    """
-    name = "the text"
-    if isinstance(evaluation, str | Path):
-        shipped = resources.files("hwpq_tvm").joinpath("data/evaluation.txt")
-        name = "the text that ships" if evaluation == "default" else str(evaluation)
-        try:
-            text = (shipped if evaluation == "default" else Path(evaluation)).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"evaluation text {evaluation}: can't be read ({error}); name a UTF-8 file.") from error
-        evaluation = TextTokenizer(imported.tokenizer_files).encode(text)
-    ids = np.asarray(evaluation, dtype=np.int64)
-    assert imported.metadata.causal_lm is not None
-    length = min(WINDOW, imported.metadata.causal_lm.max_seq_len)
-    if ids.ndim != 1 or len(ids) < 2:
-        raise ConfigError(f"evaluation text: {name} has {ids.size} tokens; give one of some thousands.")
-    long = len(ids) >= 2 * MOST_WINDOWS * length
-    first, second = (ids[: len(ids) // 2], ids[len(ids) // 2 :]) if long else (ids, ids)
-    starts = range(0, len(second), length)
-    windows = [piece for start in starts if len(piece := second[start : start + length]) >= 2]
-    places = np.linspace(0, len(windows) - 1, min(len(windows), MOST_WINDOWS)).round().astype(int)
-    # Whole windows only, where they are not all: they are read behind one another.
-    return Texts(first, tuple(windows[place] for place in places if len(windows[place]) == length or not long))
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ def evaluate(options: argparse.Namespace) -> int | None:
 
 def _tasks(options: argparse.Namespace) -> None:
     """Print the results of tasks."""
-    from ..evaluation_tasks import run_tasks, task_table
+    from ..evaluation.tasks import run_tasks, task_table
 
     found = run_tasks(
         load_artifacts(options),
@@ -103,8 +103,8 @@ def _tasks(options: argparse.Namespace) -> None:
 def _text(options: argparse.Namespace) -> int | None:
     """Print perplexities, and what the models are apart from the original."""
     from ..evaluate import check_comparison, evaluate, evaluation_text
-    from ..evaluation_original import load_original
-    from ..evaluation_report import amount_lines, evaluation_table, perplexity_line
+    from ..evaluation.original import load_original
+    from ..evaluation.report import amount_lines, evaluation_table, perplexity_line
 
     text = evaluation_text() if options.text is None else _read(options.text)
     progress = not options.quiet

@@ -9,13 +9,13 @@ from typing import Any
 from ..bandwidth import stream_bandwidth
 from ..cpu import found_features
 from ..errors import ConfigError, HwpqError
-from ..targets import best_architecture, resolve_target
+from ..targets import best_architecture, known_targets, resolve_target
 from ..tuning.device_info import this_device
 from ..tuning.logs import find_records
 from .build_tools import BuildTools, find_tools
 from .machine import Cores, Disk, Memory, find_cores, find_disk, find_memory
 from .packages import Package, needed_packages
-from .target_state import TargetState, known_targets, target_state
+from .target_state import TargetState, target_state
 
 # Features that decide how fast models can be, in LLVM's names: those that kernels use, and those that they could.
 _FEATURES = (
@@ -116,7 +116,8 @@ def diagnose(*, bandwidth: bool = True, tuning_logs: "str | Path | None" = None,
             f"the control group gives the time of {cores.quota:g} cores, and {cores.allowed} threads would share it: "
             f"use --threads {max(1, int(cores.quota))}"
         )
-    targets = tuple(target_state(word, tools, packages) for word in known_targets())
+    # "cuda" is one of the architectures that are named as well.
+    targets = tuple(target_state(word, tools, packages) for word in known_targets() if word != "cuda")
     if targets[0].kernels == "any":
         notes.append("this CPU has no instructions that kernels are written for: models run, slowly")
     records = _records(tools, tuning_logs, notes)

@@ -9,9 +9,9 @@ from ..cpu import missing_features
 from ..errors import TargetError
 from ..gpu import why_not_run
 from ..runtime.device import CUDA_MAJOR
-from ..schedules.cuda.architectures import ARCHITECTURES, architecture_of
+from ..schedules.cuda.architectures import architecture_of
 from ..schedules.registry import ISAS
-from ..targets import CPU_LEVELS, check_native, cpu_features, resolve_target
+from ..targets import check_native, cpu_features, resolve_target
 from .build_tools import BuildTools
 from .packages import Package
 
@@ -38,11 +38,6 @@ class TargetState:
     runs: bool
     kernels: str | None
     missing: tuple[str, ...]
-
-
-def known_targets() -> list[str]:
-    """Targets that have a name of their own, this machine's CPU first."""
-    return ["cpu", *(f"cpu:{level}" for level in CPU_LEVELS), *(f"cuda:{name}" for name in ARCHITECTURES)]
 
 
 def target_state(word: str, tools: BuildTools, packages: Sequence[Package]) -> TargetState:

@@ -16,7 +16,7 @@ def point_rows(choice: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
             layers = ", ".join(f"{count} {scheme}" for scheme, count in point["layers"].items())
             rows.append(
                 [
-                    (f"{kind}: {point['name']}" + (" (this model)" if point.get("chosen") else ""), None),
+                    (f"{kind}: {point['name']}", None),
                     number_cell(point["perplexity"], 2),
                     (point["perplexity_source"], None),
                     number_cell(point["decode_tokens_per_second"], 1),

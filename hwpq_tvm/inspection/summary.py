@@ -57,10 +57,12 @@ def errors(artifact: Artifact) -> str:
     if not lossy:
         return "No layer lost anything."
     worst = max(lossy, key=lambda layer: layer.relative_error or 0.0)
-    of = "weights" if worst.error_of == "weights" else "outputs"
+    of, _, how = (worst.error_of or "output").partition(", ")
+    estimated = f"; {how}" if how else ""
     return (
-        f"The {of} of its layers are off by {median(artifact.errors):.3f} in the median (relative error), and by "
-        f"{worst.relative_error:.3f} in the worst one, {worst.name}. What that means for text, `hwpq eval` measures."
+        f"The {of.rstrip('s')}s of its layers are off by {median(artifact.errors):.3f} in the median (relative "
+        f"error{estimated}), and by {worst.relative_error:.3f} in the worst one, {worst.name}. What that "
+        "means for text, `hwpq eval` measures."
     )
 
 

@@ -96,7 +96,7 @@ class Chat:
         ------
         GenerationError
             When the message alone does not fit `max_seq_len`, an option is out of range, or the chat template can't be
-            rendered. The conversation stays as it was.
+            rendered. The conversation stays as it was; an answer under way is closed.
         """
         pick = sampler(temperature, top_p, seed)
         cached = self._end_answer()

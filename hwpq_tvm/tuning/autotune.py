@@ -17,7 +17,8 @@ from ..config import HWPQConfig
 from ..errors import ConfigError, DependencyError, HwpqError
 from ..importers import import_model
 from ..relax_passes.compress_linears import CompressLinears
-from ..relax_passes.plan import Plan, make_plan
+from ..relax_passes.make_plan import make_plan
+from ..relax_passes.plan import Plan
 from ..schedules import registry
 from ..targets import cpu_part, resolve_target
 from .budget import Budget

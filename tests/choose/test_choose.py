@@ -11,7 +11,7 @@ import hwpq_tvm
 from hwpq_tvm import HWPQConfig
 from hwpq_tvm.choose import choose
 from hwpq_tvm.choose.choice import choice_table
-from hwpq_tvm.errors import ConfigError
+from hwpq_tvm.errors import ConfigError, HwpqError
 from hwpq_tvm.evaluate import perplexity
 from tests.tiny_hf import tiny_llama
 
@@ -101,10 +101,12 @@ def test_the_report_has_the_frontier_and_the_rivals(choice):
         ({"target_size": 1e6, "config": HWPQConfig(sequential=True)}, "neither sequential calibration"),
         ({"target_size": 1e6, "evaluation": "nowhere.txt"}, "evaluation text nowhere.txt: can't be read"),
         ({"target_size": 1e6, "evaluation": [3]}, "has 1 tokens"),
+        ({"target_size": 1e6, "evaluation": [3, 10**6]}, "out of the vocabulary"),
+        ({"target_size": 1e6, "evaluation": [3.5, 4.5]}, "expected flat ids"),
     ],
 )
 def test_what_cannot_work_is_refused(model, options, words):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(HwpqError) as error:
         hwpq_tvm.choose_config(model, "cpu", max_seq_len=LENGTH, **options)
     assert words in str(error.value)
 

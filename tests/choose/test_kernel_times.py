@@ -7,7 +7,7 @@ import pytest
 from hwpq_tvm.choose import kernel_times as times
 from hwpq_tvm.choose.units import CANDIDATES, find_units
 from hwpq_tvm.config import HWPQConfig
-from hwpq_tvm.relax_passes.plan import make_plan
+from hwpq_tvm.relax_passes.make_plan import make_plan
 from hwpq_tvm.schedules.records import TuningRecords
 from hwpq_tvm.targets import resolve_target
 from tests.relax_passes.models import ENTRIES, TinyLM, UntiedLM

@@ -5,8 +5,9 @@ import pytest
 from hwpq_tvm.choose.units import CANDIDATES, config_of, find_units, uniform
 from hwpq_tvm.config import HWPQConfig
 from hwpq_tvm.errors import ConfigError
+from hwpq_tvm.relax_passes.make_plan import make_plan
 from hwpq_tvm.relax_passes.packing import packing_groups
-from hwpq_tvm.relax_passes.plan import Plan, make_plan
+from hwpq_tvm.relax_passes.plan import Plan
 from tests.relax_passes.models import ENTRIES, TinyLM, UntiedLM
 
 BASE = HWPQConfig(group_policy="pad")

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 from tiny_model import random_weights
 
-from hwpq_tvm import evaluation_original, evaluation_tasks
 from hwpq_tvm.cli import main
 from hwpq_tvm.evaluate import evaluation_text, perplexity
+from hwpq_tvm.evaluation import original
+from hwpq_tvm.evaluation import tasks as lm_eval_tasks
 
 TEXT = "Some text that is read in windows of ten bytes."
 
@@ -92,7 +93,7 @@ def test_tasks_go_to_lm_eval(models, capsys, monkeypatch, tmp_path):
         asked.append((list(loaded), tasks, options))
         return {name: {"easy": {"sample_len": 2, "acc,none": 0.5, "acc_stderr,none": 0.25}} for name in loaded}
 
-    monkeypatch.setattr(evaluation_tasks, "run_tasks", run_tasks)
+    monkeypatch.setattr(lm_eval_tasks, "run_tasks", run_tasks)
     options = ["--tasks", "easy,hard", "--limit", "2", "--tasks-folder", "F", "--json", str(tmp_path / "r.json")]
     code, out, _ = hwpq(capsys, models.one, models.two, *options)
     assert code == 0
@@ -114,7 +115,7 @@ def test_tasks_go_to_lm_eval(models, capsys, monkeypatch, tmp_path):
     ],
 )
 def test_mistakes_are_told_before_the_original_is_made(models, capsys, monkeypatch, arguments, message):
-    monkeypatch.setattr(evaluation_original, "load_original", lambda *_, **__: pytest.fail("made"))
+    monkeypatch.setattr(original, "load_original", lambda *_, **__: pytest.fail("made"))
     options = ["--text", models.text, "--against", models.two, "--json", "-"]
     code, out, err = hwpq(capsys, models.one, *options, *arguments)
     assert (code, out) == (2, "")

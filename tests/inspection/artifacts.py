@@ -98,7 +98,6 @@ def figures(prefill=1000.0, decode=100.0, linears=None):
 
 CHOICE = {
     "budget": {"kind": "max_perplexity_increase", "value": 0.1},
-    "met": True,
     "tokens": 512,
     "float_perplexity": 20.0,
     "overhead_seconds": 1e-3,
@@ -129,14 +128,13 @@ CHOICE = {
     ],
     "checked": [
         {
-            "name": "choice 1",
+            "name": "the choice",
             "perplexity": 21.9,
             "perplexity_source": "measured",
             "decode_tokens_per_second": 118.0,
             "speed_source": "measured",
             "weight_bytes": 85 * 10**4,
             "layers": {"2:4 int8": 1},
-            "chosen": True,
         }
     ],
     "units": [

@@ -49,7 +49,7 @@ def test_several_are_compared(tmp_path):
     assert "What differs" in text
     assert "Layers that differ (12)" in text
     assert "2:4 earned its place in 1 of 2 units." in text
-    assert "built: choice 1 (this model)" in text
+    assert "built: the choice" in text
     assert "12.3" in text
 
 

@@ -7,7 +7,7 @@ import pytest
 from hwpq_tvm.config import HWPQConfig, LayerScheme
 from hwpq_tvm.relax_passes.choose_sparsity import runs_of_weights
 from hwpq_tvm.relax_passes.linears import find_linears
-from hwpq_tvm.relax_passes.plan import make_plan
+from hwpq_tvm.relax_passes.make_plan import make_plan
 from hwpq_tvm.relax_passes.usage import NEW_TOKENS, runs_per_request
 from hwpq_tvm.schedules.linear_workload import BUCKETS, LinearWorkload
 from hwpq_tvm.schedules.record_trace import Evidence

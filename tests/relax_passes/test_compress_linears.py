@@ -9,8 +9,8 @@ from tvm.script import tirx as T
 
 from hwpq_tvm.config import HWPQConfig, LayerScheme
 from hwpq_tvm.relax_passes.compress_linears import CompressLinears
+from hwpq_tvm.relax_passes.make_plan import make_plan
 from hwpq_tvm.relax_passes.packing import arranged, packed_name, packed_types, packing_groups
-from hwpq_tvm.relax_passes.plan import make_plan
 from hwpq_tvm.schedules.kernel_attr import description
 from hwpq_tvm.targets import resolve_target
 

@@ -9,10 +9,10 @@ from hwpq_tvm import HWPQConfig
 from hwpq_tvm.relax_passes.bound_memory import BoundMemory
 from hwpq_tvm.relax_passes.float_linears import FloatLinears
 from hwpq_tvm.relax_passes.linears import bindings, find_linears
+from hwpq_tvm.relax_passes.make_plan import make_plan
 from hwpq_tvm.relax_passes.observe_inputs import OBSERVE, ObserveInputs
 from hwpq_tvm.relax_passes.order_bindings import OrderBindings
 from hwpq_tvm.relax_passes.pipeline import compile_module
-from hwpq_tvm.relax_passes.plan import make_plan
 from hwpq_tvm.relax_passes.routers import routers
 from hwpq_tvm.relax_passes.usage import NEW_TOKENS, runs_of_call
 from hwpq_tvm.runtime.tvm_runtime import VirtualMachine, as_array, as_tensor

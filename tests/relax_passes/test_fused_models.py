@@ -9,8 +9,8 @@ from tvm import relax
 from hwpq_tvm.config import HWPQConfig
 from hwpq_tvm.importers import import_model
 from hwpq_tvm.relax_passes.compress_linears import CompressLinears
+from hwpq_tvm.relax_passes.make_plan import make_plan
 from hwpq_tvm.relax_passes.pipeline import optimise
-from hwpq_tvm.relax_passes.plan import make_plan
 from hwpq_tvm.schedules.kernel_attr import description
 from tests.tiny_hf import tiny_llama, tiny_qwen2, tiny_qwen3
 

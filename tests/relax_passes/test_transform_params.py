@@ -7,8 +7,8 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from hwpq_tvm.config import HWPQConfig, LayerScheme
+from hwpq_tvm.relax_passes.make_plan import make_plan
 from hwpq_tvm.relax_passes.packing import packing_groups
-from hwpq_tvm.relax_passes.plan import make_plan
 from hwpq_tvm.relax_passes.transform_params import TRANSFORM, transform_module
 
 from .models import ENTRIES, TinyLM

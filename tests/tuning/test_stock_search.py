@@ -12,8 +12,8 @@ from hwpq_tvm.config import HWPQConfig
 from hwpq_tvm.importers import import_model
 from hwpq_tvm.relax_passes.apply_schedules import ApplySchedules
 from hwpq_tvm.relax_passes.compress_linears import CompressLinears
+from hwpq_tvm.relax_passes.make_plan import make_plan
 from hwpq_tvm.relax_passes.pipeline import optimise
-from hwpq_tvm.relax_passes.plan import make_plan
 from hwpq_tvm.schedules.record_trace import Evidence
 from hwpq_tvm.schedules.records import TuningRecords
 from hwpq_tvm.schedules.stock import DEFAULT, stock_module

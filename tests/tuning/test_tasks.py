@@ -8,7 +8,7 @@ import tvm
 from hwpq_tvm.config import HWPQConfig, LayerScheme
 from hwpq_tvm.errors import ConfigError
 from hwpq_tvm.relax_passes.compress_linears import CompressLinears
-from hwpq_tvm.relax_passes.plan import make_plan
+from hwpq_tvm.relax_passes.make_plan import make_plan
 from hwpq_tvm.relax_passes.usage import NEW_TOKENS
 from hwpq_tvm.schedules.linear_workload import BUCKETS, LinearWorkload
 from hwpq_tvm.schedules.record_trace import Evidence

@@ -28,11 +28,11 @@ def harness_model(monkeypatch):
         modules["lm_eval.api.model"].TemplateLM = TemplateLM
         for name, module in modules.items():
             monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "hwpq_tvm.harness_model", raising=False)
-    from hwpq_tvm.harness_model import HarnessModel
+    monkeypatch.delitem(sys.modules, "hwpq_tvm.evaluation.harness_model", raising=False)
+    from hwpq_tvm.evaluation.harness_model import HarnessModel
 
     yield HarnessModel
-    monkeypatch.delitem(sys.modules, "hwpq_tvm.harness_model", raising=False)
+    monkeypatch.delitem(sys.modules, "hwpq_tvm.evaluation.harness_model", raising=False)
 
 
 def requests(*arguments):
@@ -137,7 +137,7 @@ def test_tasks_of_lm_eval(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     from hwpq_tvm.errors import HwpqError
-    from hwpq_tvm.evaluation_tasks import run_tasks, task_table
+    from hwpq_tvm.evaluation.tasks import run_tasks, task_table
 
     data = tmp_path / "data.jsonl"
     data.write_text(
@@ -167,7 +167,7 @@ def test_tasks_of_lm_eval(tiny, tmp_path, monkeypatch):
 @pytest.mark.skipif(INSTALLED, reason="lm-eval is installed")
 def test_without_lm_eval_tasks_say_what_to_install(tiny):
     from hwpq_tvm.errors import DependencyError
-    from hwpq_tvm.evaluation_tasks import run_tasks
+    from hwpq_tvm.evaluation.tasks import run_tasks
 
     with pytest.raises(DependencyError, match="pip install lm-eval"):
         run_tasks({"m": tiny(*random_weights(0))}, ["tiny"])

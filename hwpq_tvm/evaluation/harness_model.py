@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from lm_eval.api.model import TemplateLM
 
-from .errors import GenerationError
-from .evaluation_scores import log_likelihoods
+from ..errors import GenerationError
+from ..progress import track
+from ..runtime.batch_session import BatchSession
+from ..runtime.chat import common_prefix
+from ..runtime.compiled_model import CompiledModel
+from ..runtime.tokenizer import TextStream
 from .predictions import predictions, step_size
-from .progress import track
-from .runtime.batch_session import BatchSession
-from .runtime.chat import common_prefix
-from .runtime.compiled_model import CompiledModel
-from .runtime.tokenizer import TextStream
+from .scores import log_likelihoods
 
 _NEW_TOKENS = 256  # that an answer gets where a task does not say, as in lm-eval's own models
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .runtime.batch_session import BatchSession
-from .runtime.manifest import GenerationSpec
+from ..runtime.batch_session import BatchSession
+from ..runtime.manifest import GenerationSpec
 
 _LOGITS_BYTES = 2**28  # of all logits that are held at once
 

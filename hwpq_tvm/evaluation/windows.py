@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import GenerationError
+from ..errors import GenerationError
 
 
 @dataclass(frozen=True, slots=True)

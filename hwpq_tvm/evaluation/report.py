@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rich.markup import escape
 from rich.table import Table
 
-from .evaluate import ORIGINAL, Evaluation
+from ..evaluate import ORIGINAL, Evaluation
 
 
 def perplexity_line(evaluation: Evaluation) -> str:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hwpq_tvm.evaluation_scores import Scores, log_likelihoods
+from hwpq_tvm.evaluation.scores import Scores, log_likelihoods
 
 
 def log_softmax(logits):

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from .config import HWPQConfig, LayerScheme
-from .runtime.artifact import MANIFEST, load
-from .runtime.compiled_model import CompiledModel
+from ..config import HWPQConfig, LayerScheme
+from ..runtime.artifact import MANIFEST, load
+from ..runtime.compiled_model import CompiledModel
 
 _FLOAT32 = LayerScheme(sparsity=None, dtype="float32")
 
@@ -34,7 +34,7 @@ def load_original(model: Any, *, max_seq_len: int, progress: bool = True) -> Com
     """
     if isinstance(model, str | Path) and (Path(model) / MANIFEST).is_file():
         return load(model)
-    from .compiler import build
+    from ..compiler import build
 
     config = HWPQConfig(default=_FLOAT32, lm_head=_FLOAT32)
     return build(model, "cpu", config=config, calibration=None, max_seq_len=max_seq_len, progress=progress)

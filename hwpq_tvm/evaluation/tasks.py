@@ -8,8 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from .errors import DependencyError, HwpqError
-from .runtime.compiled_model import CompiledModel
+from ..errors import DependencyError, HwpqError
+from ..runtime.compiled_model import CompiledModel
 
 Results = dict[str, dict[str, Any]]  # task -> "metric,filter" as lm-eval names it -> value
 

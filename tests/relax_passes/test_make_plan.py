@@ -8,7 +8,7 @@ from tvm.script import relax as R
 
 from hwpq_tvm.config import HWPQConfig, LayerScheme
 from hwpq_tvm.errors import ConfigError, PlanError
-from hwpq_tvm.relax_passes.plan import make_plan
+from hwpq_tvm.relax_passes.make_plan import make_plan
 
 from .models import ENTRIES, TinyLM
 
@@ -105,7 +105,7 @@ def test_auto_reconstruction_is_decided_for_the_model_as_a_whole(monkeypatch):
     planned = plan()
     assert {layer.scheme.reconstruct for layer in planned.linears if layer.scheme.sparsity} == {"iht"}
     assert "auto chose iht for 2 layers" in planned.reconstruction
-    monkeypatch.setattr("hwpq_tvm.relax_passes.plan.AUTO_SECONDS", 0)
+    monkeypatch.setattr("hwpq_tvm.relax_passes.make_plan.AUTO_SECONDS", 0)
     planned = plan()
     assert {layer.scheme.reconstruct for layer in planned.linears} == {"none"}
     assert "chose none" in planned.reconstruction

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwpq_tvm.errors import GenerationError
-from hwpq_tvm.evaluation_windows import Window, check_ids, cut
+from hwpq_tvm.evaluation.windows import Window, check_ids, cut
 
 
 @pytest.mark.parametrize(

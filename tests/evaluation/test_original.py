@@ -3,7 +3,7 @@ import torch
 from tiny_hf import save, tiny_llama
 
 from hwpq_tvm.evaluate import evaluate
-from hwpq_tvm.evaluation_original import load_original
+from hwpq_tvm.evaluation.original import load_original
 
 
 def test_a_source_model_is_compiled_as_it_is(tmp_path):

@@ -1,0 +1,1 @@
+"""How well compiled models predict text, and how far they are from the original: `hwpq eval`."""
