@@ -71,7 +71,7 @@ def inspect(options: argparse.Namespace) -> None:
 
         written += [write_png(picture, theme, options.png) for picture in inspection.pictures() for theme in THEMES]
     for path in written:
-        error_console(options).print(f"wrote {path}", markup=False, highlight=False)
+        error_console(options).out(f"wrote {path}", highlight=False)
 
 
 def _speeds(options: argparse.Namespace, artifacts: "list[Artifact]") -> "Speeds | None":
